@@ -87,48 +87,50 @@ def parse(commands: Mapping[str, Command], argv: list[str]) -> Namespace | None:
     """
     parser = ArgumentParser(prog=program(), add_help=False)
     subparsers = parser.add_subparsers(dest="verb", parser_class=ArgumentParser)
-    for verb, known in commands.items():
+    for verb, verb_command in commands.items():
         subparser = subparsers.add_parser(
-            verb, usage=f"{program()} {verb} {known.usage}", add_help=False, allow_abbrev=False,
+            verb, usage=f"{program()} {verb} {verb_command.usage}", add_help=False, allow_abbrev=False,
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=110, max_help_position=28),
-            epilog=known.example and f"example: {program()} {verb} {known.example}",
+            epilog=verb_command.example and f"example: {program()} {verb} {verb_command.example}",
         )  # fmt: skip
-        for names, settings in known.options:
+        for names, settings in verb_command.options:
             subparser.add_argument(*names, **settings)
         subparser.add_argument(
             "-h", "--help", nargs="?", const="usual", metavar="all", help="this page; with all, every key"
         )
     # Words stand before, between and after options. argparse gives a positional argument the first group
     # of them alone, so there is none, and all words are taken from what is left over.
-    given, words = parser.parse_known_args(argv)
-    given.words = words
-    given.argv = tuple(argv)
-    options = [name for names, _ in commands[given.verb].options for name in names]
-    if given.help:
-        shown = subparsers.choices[given.verb]
-        shown.description = commands[given.verb].description(given.help == "all")
-        log(shown.format_help())
+    arguments, words = parser.parse_known_args(argv)
+    arguments.words = words
+    arguments.argv = tuple(argv)
+    options = [name for names, _ in commands[arguments.verb].options for name in names]
+    if arguments.help:
+        verb_parser = subparsers.choices[arguments.verb]
+        verb_parser.description = commands[arguments.verb].description(arguments.help == "all")
+        log(verb_parser.format_help())
         return None
-    for word in given.words:
+    for word in arguments.words:
         if word.startswith("-"):
-            instead = INSTEAD.get(word) or nearest(word, [*options, "--help"])
-            raise UserError(f"{word}: no such option of {program()} {given.verb}; {instead}")
-    return given
+            hint = INSTEAD.get(word) or nearest(word, [*options, "--help"])
+            raise UserError(f"{word}: no such option of {program()} {arguments.verb}; {hint}")
+    return arguments
 
 
-def take_keys(given: Namespace, known: Mapping[str, str]) -> dict[str, str]:
-    """Returns the `key=value` of a call, and leaves its other words in `words`; `known`: key -> meaning.
+def take_keys(arguments: Namespace, meanings: Mapping[str, str]) -> dict[str, str]:
+    """Returns the `key=value` of a call, and leaves its other words in `words`; `meanings`: key -> meaning.
 
     Raises:
         UserError: a key that the verb does not have, or one without a value.
     """
-    keys = dict(word.split("=", 1) for word in given.words if "=" in word)
+    keys = dict(word.split("=", 1) for word in arguments.words if "=" in word)
     for key, value in keys.items():
-        if key not in known:
-            raise UserError(f"{given.verb} {key}=: no such key; {nearest(key, known)}")
+        if key not in meanings:
+            raise UserError(f"{arguments.verb} {key}=: no such key; {nearest(key, meanings)}")
         if not value:
-            raise UserError(f"{given.verb} {key}=: a value is missing; {key} is {known[key].split(';')[0]}")
-    given.words = [word for word in given.words if "=" not in word]
+            raise UserError(
+                f"{arguments.verb} {key}=: a value is missing; {key} is {meanings[key].split(';')[0]}"
+            )
+    arguments.words = [word for word in arguments.words if "=" not in word]
     return keys
 
 
@@ -155,13 +157,13 @@ def program() -> str:
     return "hpc-isl" if Path(sys.argv[0]).name == "hpc-isl" else "python -m hpc_isl.submit"
 
 
-def run_folders(given: Namespace) -> tuple[Path, ...]:
+def run_folders(arguments: Namespace) -> tuple[Path, ...]:
     """Returns the folders of runs that `--root` and `--site` name; by default all that the user may have."""
     from hpc_isl.site import folders_of_runs, load, runs_root
 
-    if given.root:
-        return (Path(os.path.abspath(given.root)),)
-    return (runs_root(load(given.site, [])),) if given.site else tuple(folders_of_runs())
+    if arguments.root:
+        return (Path(os.path.abspath(arguments.root)),)
+    return (runs_root(load(arguments.site, [])),) if arguments.site else tuple(folders_of_runs())
 
 
 def console(root: Path, argv: tuple[str, ...] = ()) -> Console:

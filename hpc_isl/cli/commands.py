@@ -34,13 +34,15 @@ RESUMED = (
 )
 
 
-def _one_run(given: Namespace, roots: tuple[Path, ...] = ()) -> Run:
+def _one_run(arguments: Namespace, roots: tuple[Path, ...] = ()) -> Run:
     from hpc_isl.cluster.run_folder import folders
 
-    if len(given.words) != 1:
+    if len(arguments.words) != 1:
         call = program()
-        raise UserError(f"{given.verb}: name one run, as in {call} {given.verb} S12; {call} status lists all")
-    return folders.find(given.words[0], *(roots or run_folders(given)))
+        raise UserError(
+            f"{arguments.verb}: name one run, as in {call} {arguments.verb} S12; {call} status lists all"
+        )
+    return folders.find(arguments.words[0], *(roots or run_folders(arguments)))
 
 
 # ---------------------------------------------------------------- following
@@ -50,7 +52,7 @@ def _one_run(given: Namespace, roots: tuple[Path, ...] = ()) -> Run:
     "all runs: state, progress, figures", "[RUN …] [options]", "S12", ROOT, SITE,
     option("--json", action="store_true", help="for programs: a list, times in UTC, all figures"),
 )  # fmt: skip
-def status(given: Namespace) -> int:
+def status(arguments: Namespace) -> int:
     """Prints a table of all runs, or of these.
 
     Of a segmentation it also names the labels that are no longer those that it wrote.
@@ -58,23 +60,23 @@ def status(given: Namespace) -> int:
     from hpc_isl.cluster.monitor import status_table
     from hpc_isl.cluster.run_folder import folders
 
-    roots = run_folders(given)
-    runs = folders.some(given.words, *roots)
+    roots = run_folders(arguments)
+    runs = folders.some(arguments.words, *roots)
     # For programs: figures without words, and nothing else on standard output.
-    if given.json:
+    if arguments.json:
         log(json.dumps(status_table.facts(runs), indent=1))
         return 0
     if not runs:
         log(f"there are no runs in {folders.listed(roots)}. {folders.ELSEWHERE}")
-    places = list(dict.fromkeys(run.root for run in runs))
-    for folder in places:
-        if len(places) > 1 or folder != roots[0]:
+    run_roots = list(dict.fromkeys(run.root for run in runs))
+    for folder in run_roots:
+        if len(run_roots) > 1 or folder != roots[0]:
             log(f"runs in {folders.listed([folder])}")
-        own = [run for run in runs if run.root == folder]
-        log("\n".join(status_table.table(own, elements=bool(given.words))))
-    if len(given.words) == 1:
+        root_runs = [run for run in runs if run.root == folder]
+        log("\n".join(status_table.table(root_runs, elements=bool(arguments.words))))
+    if len(arguments.words) == 1:
         log("\n".join(status_table.attempts(runs[0])))
-    for line in (line for run in runs if given.words for line in _edited_labels(run)):
+    for line in (line for run in runs if arguments.words for line in _edited_labels(run)):
         log(line)
     return 0
 
@@ -83,14 +85,16 @@ def _edited_labels(run: Run) -> list[str]:
     """Returns a line for labels in plates that are no longer those that runs of segment, now ended, wrote."""
     from hpc_isl.cluster.run_folder import status
 
-    started = [part for part in run.elements() or [run] if part.stage == "segment" and part.attempt_numbers()]
+    started = [
+        member for member in run.elements() or [run] if member.stage == "segment" and member.attempt_numbers()
+    ]
     # While a run writes, its labels differ from one moment to the next.
-    ended = [part for part, state in status.statuses(started).items() if not state.alive]
+    ended = [member for member, run_status in status.statuses(started).items() if not run_status.alive]
     if not ended:
         return []
     from hpc_isl.stages.segment.checks import changed_labels  # here, because it reads plates
 
-    return [line for part in ended for line in changed_labels(part)]
+    return [line for member in ended for line in changed_labels(member)]
 
 
 @command(
@@ -98,15 +102,15 @@ def _edited_labels(run: Run) -> list[str]:
     option("-f", "--follow", action="store_true", help="until it ends"),
     option("--rank", type=int, help="of this rank; default 0"),
 )  # fmt: skip
-def logs(given: Namespace) -> int:
+def logs(arguments: Namespace) -> int:
     """Prints what the run wrote; of one that failed, the traceback first."""
     from hpc_isl.cluster.monitor import follow, status_table
     from hpc_isl.cluster.run_folder import status
 
-    run = _one_run(given)
-    if given.follow and status.status_of(run).alive:  # one that has ended is printed like any other
-        return follow.follow(run, console(run.root), given.rank or 0, everything=True)
-    for line in status_table.log_lines(run, given.rank):
+    run = _one_run(arguments)
+    if arguments.follow and status.status_of(run).alive:  # one that has ended is printed like any other
+        return follow.follow(run, console(run.root), arguments.rank or 0, everything=True)
+    for line in status_table.log_lines(run, arguments.rank):
         log(line)
     return 0
 
@@ -115,11 +119,11 @@ def logs(given: Namespace) -> int:
 
 
 @command("tells a run to save and stop", "RUN [options]", "S12", ROOT, SITE)
-def cancel(given: Namespace) -> int:
+def cancel(arguments: Namespace) -> int:
     """Tells a run to save and stop."""
     from hpc_isl.cluster.run_folder import status
 
-    run = _one_run(given)
+    run = _one_run(arguments)
     log(status.cancel(run))
     log(f"next: {console(run.root).command('resume', run)}")
     return 0
@@ -130,47 +134,47 @@ def cancel(given: Namespace) -> int:
     *RESUMED,
     option("--after", action="append", default=[], metavar="RUN", help="a run that must be done before"),
 )  # fmt: skip
-def resume(given: Namespace) -> int:
+def resume(arguments: Namespace) -> int:
     """Resumes a run from its newest checkpoint, the open elements of an array, a chain beyond the stop."""
     from hpc_isl.cluster.run_folder import folders
     from hpc_isl.cluster.submit import chain, launch
 
-    run, keys = _run_and_site_keys(given)
-    user = console(run.root)
+    run, keys = _run_and_site_keys(arguments)
+    user_console = console(run.root)
     if run.stage == "chain":
-        return chain.resume(run, user, given.wait)
-    after = tuple(folders.find(name, *user.roots) for name in given.after)
-    return launch.resume(run, _site(run, given.site, keys), user, given.wait, after)
+        return chain.resume(run, user_console, arguments.wait)
+    after = tuple(folders.find(name, *user_console.roots) for name in arguments.after)
+    return launch.resume(run, _site(run, arguments.site, keys), user_console, arguments.wait, after)
 
 
 @command(
     "starts again what failed, of an array that alone", "RUN [site.key=value …] [options]",
     "nuc site.memory=64G", *RESUMED,
 )  # fmt: skip
-def retry(given: Namespace) -> int:
+def retry(arguments: Namespace) -> int:
     """Starts what failed or got lost again, in the same folders.
 
     It gets more memory or time where that was missing.
     """
     from hpc_isl.cluster.submit import chain, launch
 
-    run, keys = _run_and_site_keys(given)
-    user = console(run.root)
+    run, keys = _run_and_site_keys(arguments)
+    user_console = console(run.root)
     if run.stage == "chain":
-        return chain.continue_chain(run, user, given.wait)
+        return chain.continue_chain(run, user_console, arguments.wait)
     # None: each element on its own site, with more memory or time if that was why it failed.
-    chosen = _site(run, given.site, keys) if given.site or keys else None
-    return launch.retry(run, chosen, user, given.wait)
+    chosen_site = _site(run, arguments.site, keys) if arguments.site or keys else None
+    return launch.retry(run, chosen_site, user_console, arguments.wait)
 
 
-def _run_and_site_keys(given: Namespace) -> tuple[Run, list[str]]:
+def _run_and_site_keys(arguments: Namespace) -> tuple[Run, list[str]]:
     from hpc_isl.site import folders_of_runs
 
-    keys = [word.removeprefix("site.") for word in given.words if word.startswith("site.")]
-    given.words = [word for word in given.words if not word.startswith("site.")]
+    keys = [word.removeprefix("site.") for word in arguments.words if word.startswith("site.")]
+    arguments.words = [word for word in arguments.words if not word.startswith("site.")]
     # --site says here where to compute; the run may lie in the folders of another site.
-    elsewhere = folders_of_runs() if given.site and not given.root else ()
-    return _one_run(given, tuple(dict.fromkeys((*elsewhere, *run_folders(given))))), keys
+    other_roots = folders_of_runs() if arguments.site and not arguments.root else ()
+    return _one_run(arguments, tuple(dict.fromkeys((*other_roots, *run_folders(arguments))))), keys
 
 
 def _site(run: Run, name: str | None, keys: list[str]) -> Site:
@@ -186,7 +190,7 @@ def _site(run: Run, name: str | None, keys: list[str]) -> Site:
     option("--yes", action="store_true", help="without asking"),
     DRY_RUN, ROOT, SITE,
 )  # fmt: skip
-def remove(given: Namespace) -> int:
+def remove(arguments: Namespace) -> int:
     """Removes the files of a run, after a question.
 
     Its record and its model's contract stay, and so do labels and plates that it made.
@@ -194,27 +198,27 @@ def remove(given: Namespace) -> int:
     from hpc_isl.cluster.run_folder import folders, remove
     from hpc_isl.run import Run
 
-    roots = run_folders(given)
+    roots = run_folders(arguments)
     # A run whose removal was cut short is not found by its name any more, but its folder has the mark.
-    places = [root / word for word in given.words for root in (Path(), *roots)]
-    removed = [run for place in places if (run := Run(place.absolute())).removed is not None]
-    run = removed[0] if removed and len(given.words) == 1 else _one_run(given)
+    candidates = [root / word for word in arguments.words for root in (Path(), *roots)]
+    removed_runs = [run for folder in candidates if (run := Run(folder.absolute())).removed is not None]
+    run = removed_runs[0] if removed_runs and len(arguments.words) == 1 else _one_run(arguments)
     removal = remove.removal(run, folders.some([], *roots))
     log(f"{run.stage} {run.name!r} in {run.folder}: {removal.size / 1e9:.3g} GB")
     log("\n".join(["these stay:", *(f"  {line}" for line in removal.stays)]))
     users = ", ".join(f"{user.stage} {user.name!r}" for user in removal.users)
-    if users and not given.force:
+    if users and not arguments.force:
         raise UserError(
             f"{run.name!r} is not removed: it is used by {users}; --force removes it all the same"
         )
     if users:
         log(f"it is used by {users}: these keep what they have made, and cannot be resumed")
-    agreed = given.yes or given.dry_run
+    agreed = arguments.yes or arguments.dry_run
     if not agreed and not sys.stdin.isatty():
         raise UserError("remove: there is no terminal to ask at; --yes removes without asking")
     if not agreed:
         agreed = input(f"remove {run.stage} {run.name!r}? [y/N] ").strip().lower() in ("y", "yes")
-    if given.dry_run or not agreed:
+    if arguments.dry_run or not agreed:
         log("nothing was removed")
         return 0
     remove.remove(run)
@@ -229,30 +233,30 @@ def remove(given: Namespace) -> int:
     "forwards runs to MLflow", "[RUN …] [options]", "S12", ROOT, SITE,
     option("--follow", action="store_true", help="one run, until it ends"),
 )  # fmt: skip
-def sync(given: Namespace) -> int:
+def sync(arguments: Namespace) -> int:
     """Forwards what is new in run folders to MLflow."""
     from hpc_isl.cluster.run_folder import folders
     from hpc_isl.cluster.tracking import forward
 
-    if given.follow:
-        forward.follow(_one_run(given))
+    if arguments.follow:
+        forward.follow(_one_run(arguments))
         return 0
-    return forward.sync_all(folders.some(given.words, *run_folders(given)), log)
+    return forward.sync_all(folders.some(arguments.words, *run_folders(arguments)), log)
 
 
 @command(
     "opens MLflow on this machine", "[options]", "--port 5001", ROOT, SITE,
     option("--port", type=int, help="default 5000, or a free one"),
 )  # fmt: skip
-def ui(given: Namespace) -> int:
+def ui(arguments: Namespace) -> int:
     """Opens MLflow on this machine until Ctrl-C, and syncs all runs again each minute."""
     from hpc_isl.cluster.run_folder import folders
     from hpc_isl.cluster.tracking import ui
 
     # One server shows one folder: the first that holds runs.
-    roots = run_folders(given)
+    roots = run_folders(arguments)
     root = next((folder for folder in roots if folders.all_runs(folder)), roots[0])
-    return ui.serve(root, given.port, log)
+    return ui.serve(root, arguments.port, log)
 
 
 # ---------------------------------------------------------------- results
@@ -262,18 +266,18 @@ def ui(given: Namespace) -> int:
     "one page about a sweep of finetune: curves, annotated objects saved, pictures", "RUN [options]", "nuc",
     ROOT, SITE,
 )  # fmt: skip
-def report(given: Namespace) -> int:
+def report(arguments: Namespace) -> int:
     """Makes one page about a sweep of finetune, as far as it is done."""
-    run = _one_run(given)  # before imports that take seconds: a wrong name is reported at once
+    run = _one_run(arguments)  # before imports that take seconds: a wrong name is reported at once
     from hpc_isl import site
     from hpc_isl.cluster.run_folder import uses
     from hpc_isl.cluster.tracking import forward
     from hpc_isl.stages.report.stage import report
 
-    made = report(run)
+    output = report(run)
     for line in uses.changed(run):
         log(f"warning: {line}, after this run was planned")
-    log("\n".join([*made.headline, f"  report      {_short(made.page)}"]))
+    log("\n".join([*output.headline, f"  report      {_short(output.page)}"]))
     if site.saved_site(run.site).tracking_address(run.root) is not None:
         forward.sync_each([run], log)
     return 0
@@ -300,10 +304,10 @@ TABLE_KEYS = {
     "objects of segmented plates per well, with the plate map; heat maps", "RUN [key=value …] [options]",
     "nuc-P out=wells.csv", ROOT, SITE, keys=TABLE_KEYS,
 )  # fmt: skip
-def table(given: Namespace) -> int:
+def table(arguments: Namespace) -> int:
     """Writes a table of all plates of a run of segment, joined with their plate maps, and heat maps."""
-    keys = take_keys(given, TABLE_KEYS)
-    run = _one_run(given)
+    keys = take_keys(arguments, TABLE_KEYS)
+    run = _one_run(arguments)
     from hpc_isl.cluster.run_folder import uses
     from hpc_isl.stages.table.stage import table
 
@@ -311,18 +315,18 @@ def table(given: Namespace) -> int:
         log(f"warning: {line}, after this run was planned: its figures are those of before")
     heat_maps = keys["heatmap"].split(",") if "heatmap" in keys else None
     out = Path(keys["out"]).expanduser() if "out" in keys else None
-    made = table(
+    output = table(
         run, out, keys.get("per", "well"), heat_maps, keys.get("normalise"),
         keys.get("format", "plain"), Path(keys["exclude"]).expanduser() if "exclude" in keys else None,
         Path(keys["qc"]).expanduser() if "qc" in keys else None,
     )  # fmt: skip
-    width = max(map(len, made.made))
+    width = max(map(len, output.made))
     log(
         "\n".join(
-            [made.headline, *(f"  {what:<{width}}  {_short(path)}" for what, path in made.made.items())]
+            [output.headline, *(f"  {kind:<{width}}  {_short(path)}" for kind, path in output.made.items())]
         )
     )
-    for note in made.notes:
+    for note in output.notes:
         log(note)
     if "per" not in keys:
         log(f"next: {console(run.root).command('table', run)} per=object out=objects.parquet")

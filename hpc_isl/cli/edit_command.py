@@ -18,20 +18,20 @@ ELSEWHERE = (
 )
 
 
-def edit(recipe: AnnotateRecipe, user: Console, given: Namespace) -> int:
+def edit(recipe: AnnotateRecipe, console: Console, arguments: Namespace) -> int:
     """Opens napari on the fields of a recipe, until its window is closed; prints what was saved."""
-    if given.name or given.after or given.wait:
+    if arguments.name or arguments.after or arguments.wait:
         raise UserError("annotate edit: is no run, and takes no --name, --after or --wait")
     from hpc_isl.cluster.run_folder import folders, uses
     from hpc_isl.stages.annotate.edit import EditSession
 
     def refuse_writers() -> None:
-        uses.refuse_label_writers(recipe.plate, recipe.labels, folders.some([], *user.roots))
+        uses.refuse_label_writers(recipe.plate, recipe.labels, folders.some([], *console.roots))
 
     # While it is open the plate's metadata stay: `set` and `pack --remove` wait.
     with EditSession.of_recipe(recipe, refuse_writers) as session, uses.in_use(recipe):
         log("\n".join(session.described()))
-        if given.dry_run:
+        if arguments.dry_run:
             return 0
         # Qt ends the whole process where it finds no screen.
         if sys.platform == "linux" and not any(map(os.environ.get, SCREENS)):

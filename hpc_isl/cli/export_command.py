@@ -24,26 +24,28 @@ NEEDED = {"labels": ("plate", "labels", "out"), "model": ("model", "out")}
     "labels as outlines for QuPath or ImageJ; models as ONNX or bioimage.io", "{labels | model} key=value …",
     "labels plate=P01.zarr labels=nuclei out=outlines/", ROOT, SITE, keys=KEYS,
 )  # fmt: skip
-def export(given: Namespace) -> int:
+def export(arguments: Namespace) -> int:
     """Writes what other programs read: `labels`, objects of a plate as outlines, a file for each field, or
     `model`, a network with its contract and its decoding.
 
     To lend labels for correction, and have them back, use annotate export.
     """
-    keys = take_keys(given, KEYS)
-    what = given.words or (["model"] if "model" in keys else [])
-    if len(what) != 1 or what[0] not in NEEDED:
+    keys = take_keys(arguments, KEYS)
+    kinds = arguments.words or (["model"] if "model" in keys else [])
+    if len(kinds) != 1 or kinds[0] not in NEEDED:
         raise UserError(
             f"export: say what, as in {program()} export labels plate=P01.zarr labels=nuclei out=outlines/, "
             f"or {program()} export model=nuc format=onnx out=nuc/"
         )
-    needed = NEEDED[what[0]]
-    if missing := [key for key in needed if key not in keys]:
-        raise UserError(f"export {what[0]}: {missing[0]}= must be given: {KEYS[missing[0]]}")
-    allowed = (*needed, "format", *(["fields"] if what == ["labels"] else []))
-    if beside := [key for key in keys if key not in allowed]:
-        raise UserError(f"export {what[0]}: {beside[0]}= means nothing here; {nearest(beside[0], allowed)}")
-    return _export_labels(keys) if what == ["labels"] else _export_model(keys, run_folders(given))
+    required_keys = NEEDED[kinds[0]]
+    if missing_keys := [key for key in required_keys if key not in keys]:
+        raise UserError(f"export {kinds[0]}: {missing_keys[0]}= must be given: {KEYS[missing_keys[0]]}")
+    allowed_keys = (*required_keys, "format", *(["fields"] if kinds == ["labels"] else []))
+    if extra_keys := [key for key in keys if key not in allowed_keys]:
+        raise UserError(
+            f"export {kinds[0]}: {extra_keys[0]}= means nothing here; {nearest(extra_keys[0], allowed_keys)}"
+        )
+    return _export_labels(keys) if kinds == ["labels"] else _export_model(keys, run_folders(arguments))
 
 
 def _export_labels(keys: dict[str, str]) -> int:
@@ -57,23 +59,23 @@ def _export_labels(keys: dict[str, str]) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        made = export_labels(
+        output = export_labels(
             Path(keys["plate"]), keys["labels"], Path(keys["out"]).expanduser(),
             keys.get("format", "geojson"), names_in(keys.get("fields", "")), progress,
         )  # fmt: skip
-    lacking = f"; {many(made.without, 'field', 'has', 'have')} no such labels" if made.without else ""
-    log(f"{many(made.objects, 'object')} of {many(made.fields, 'field')}{lacking}")
-    log(f"  outlines  {made.out}")
+    lacking = f"; {many(output.without, 'field', 'has', 'have')} no such labels" if output.without else ""
+    log(f"{many(output.objects, 'object')} of {many(output.fields, 'field')}{lacking}")
+    log(f"  outlines  {output.out}")
     return 0
 
 
 def _export_model(keys: dict[str, str], roots: tuple[Path, ...]) -> int:
     from hpc_isl.cluster.run_folder import folders
 
-    run = folders.find(keys["model"], *roots)  # first, for the imports take seconds
+    run = folders.find(keys["model"], *roots)  # first, because the imports take seconds
     from hpc_isl.stages.export.model import export_model
 
-    made = export_model(run, Path(keys["out"]).expanduser(), keys.get("format", "onnx"))
-    log(f"onnxruntime differs from PyTorch by at most {made.difference:.1g} of a map's range")
-    log(f"  model     {made.out}")
+    output = export_model(run, Path(keys["out"]).expanduser(), keys.get("format", "onnx"))
+    log(f"onnxruntime differs from PyTorch by at most {output.difference:.1g} of a map's range")
+    log(f"  model     {output.out}")
     return 0

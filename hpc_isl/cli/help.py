@@ -59,20 +59,22 @@ def stage_manual(verb: str, program: str, every_key: bool = True) -> str:
     """Returns the page of a verb: keys that must be given, the usual ones and examples, or every key."""
     kind = KINDS[verb]
     defaults, origin = _shipped(verb)
-    known, of_site = list(rows(kind, defaults)), list(rows(Site, {}))
-    required = [row for row in known if row[1] == REQUIRED and "N." not in row[0]]
-    usual = [row for key in USUAL.get(verb, ()) for row in known if row[0] == key and row not in required]
+    recipe_rows, site_rows = list(rows(kind, defaults)), list(rows(Site, {}))
+    required = [row for row in recipe_rows if row[1] == REQUIRED and "N." not in row[0]]
+    usual = [
+        row for key in USUAL.get(verb, ()) for row in recipe_rows if row[0] == key and row not in required
+    ]
     lines = [str(kind.__doc__).strip(), "", "must be given", *_entries(required)]
     if every_key:
-        rest = [row for row in known if row not in required]
-        lines += ["", f"all other keys{origin}", *_entries(rest)]
+        other_rows = [row for row in recipe_rows if row not in required]
+        lines += ["", f"all other keys{origin}", *_entries(other_rows)]
         if verb == "sweep":
             lines.append("  all further keys are those of the stage that varies: see pretrain --help all")
-        lines += ["", "site (site.key=value)", *_entries(of_site)]
+        lines += ["", "site (site.key=value)", *_entries(site_rows)]
     else:
-        of_site = [row for row in of_site if row[0] in USUAL_OF_SITE]
+        site_rows = [row for row in site_rows if row[0] in USUAL_OF_SITE]
         lines += ["", f"usual{origin}", *_entries(usual)] if usual else []
-        lines += ["", "site (site.key=value), usual", *_entries(of_site)]
+        lines += ["", "site (site.key=value), usual", *_entries(site_rows)]
         lines += ["", "examples", *(f"  {program} {example}" for example in EXAMPLES.get(verb, ()))]
         lines += ["", f"every key of the recipe and of the site: {program} {verb} --help all"]
     return "\n".join(lines)
@@ -87,43 +89,43 @@ def _shipped(verb: str) -> tuple[dict[str, Any], str]:
     return flatten(read_yaml(path)), f" (defaults as in {path.name})"
 
 
-def rows(kind: type[Recipe] | type[Site], given: dict[str, Any]) -> Iterator[Row]:
+def rows(kind: type[Recipe] | type[Site], defaults: dict[str, Any]) -> Iterator[Row]:
     """Yields key, default and meaning of every key that the verb reads, depth first."""
-    return _rows(kind, given, unread=tuple(getattr(kind, "UNREAD", ())))
+    return _rows(kind, defaults, unread=tuple(getattr(kind, "UNREAD", ())))
 
 
 def _rows(
     kind: type[Strict],
-    given: dict[str, Any],
+    defaults: dict[str, Any],
     path: str = "",
     base: Strict | None = None,
     unread: tuple[str, ...] = (),
     required: str = REQUIRED,
 ) -> Iterator[Row]:
-    texts = meanings(kind)
-    for name, known in kind.model_fields.items():
+    meaning_of_key = meanings(kind)
+    for name, field in kind.model_fields.items():
         key = f"{path}{name}"
         if name in HIDDEN or key in unread:  # unread: of a part that verbs share, and this one does not read
             continue
-        default = getattr(base, name) if base is not None else known.default
-        nested = models_in(known.annotation)
-        is_list = typing.get_origin(known.annotation) is list
+        default = getattr(base, name) if base is not None else field.default
+        nested = models_in(field.annotation)
+        is_list = typing.get_origin(field.annotation) is list
         # A part with a default has no row of its own, and the defaults of its keys come from that default.
         if nested and not is_list and isinstance(default, Strict):
-            yield from _rows(nested[0], given, f"{key}.", default, unread)
+            yield from _rows(nested[0], defaults, f"{key}.", default, unread)
             continue
-        shown = given.get(key, default)
-        meaning, choices = texts.get(name, ""), _choices(known.annotation)
+        value = defaults.get(key, default)
+        meaning, choices = meaning_of_key.get(name, ""), _choices(field.annotation)
         yield (
             key,
-            required if shown is PydanticUndefined else f"= {written(shown)}",
+            required if value is PydanticUndefined else f"= {written(value)}",
             f"{meaning} [{' | '.join(map(str, choices))}]" if choices else meaning,
         )
         if nested:
             # What a part needs that is null by default must be given only with that part.
-            needed = f"(needed with {key})" if default is None else required
+            nested_required = f"(needed with {key})" if default is None else required
             yield from _rows(
-                nested[0], {}, f"{key}.{'N.' if is_list else ''}", unread=unread, required=needed
+                nested[0], {}, f"{key}.{'N.' if is_list else ''}", unread=unread, required=nested_required
             )
 
 

@@ -86,11 +86,11 @@ def run_command(argv: list[str]) -> int:
         if argv[0] == "--version":
             log(f"hpc_isl {hpc_isl.__version__}")
             return 0
-        known = verbs()
-        if argv[0] not in known:
-            raise UserError(f"{argv[0]!r} is not a verb; {nearest(argv[0], known)}")
-        given = parse(known, argv)
-        return known[given.verb].run(given) if given else 0
+        command_by_verb = verbs()
+        if argv[0] not in command_by_verb:
+            raise UserError(f"{argv[0]!r} is not a verb; {nearest(argv[0], command_by_verb)}")
+        arguments = parse(command_by_verb, argv)
+        return command_by_verb[arguments.verb].run(arguments) if arguments else 0
     except UserError as error:
         print(error, file=sys.stderr)  # no traceback: the message says what to do
         return 2
@@ -174,11 +174,11 @@ def stage_command(verb: str, meaning: str) -> Command:
         return stage_manual(verb, program(), every_key)
 
     usage = f"{USAGE.get(verb, '[RECIPE.yaml]')} [key=value …] [options]"
-    own = (OWN_OPTIONS[verb],) if verb in OWN_OPTIONS else ()
-    return Command(_submit, meaning, usage, description=description, options=(*OPTIONS, *own))
+    verb_options = (OWN_OPTIONS[verb],) if verb in OWN_OPTIONS else ()
+    return Command(_submit, meaning, usage, description=description, options=(*OPTIONS, *verb_options))
 
 
-def _submit(given: Namespace) -> int:
+def _submit(arguments: Namespace) -> int:
     """Plans or starts what the arguments describe; the exit code."""
     # Imported here, so that help and errors about words do not wait for the cluster's modules.
     from hpc_isl import site
@@ -188,30 +188,30 @@ def _submit(given: Namespace) -> int:
     from hpc_isl.recipes import load
     from hpc_isl.recipes.plates import AnnotateRecipe
 
-    verb = given.verb
-    path, keys, site_keys = split_words(verb, given.words)
-    if given.time and (verb == "chain" or not given.dry_run):
+    verb = arguments.verb
+    path, keys, site_keys = split_words(verb, arguments.words)
+    if arguments.time and (verb == "chain" or not arguments.dry_run):
         raise UserError(f"{verb}: --time goes with --dry-run, for one stage or a sweep: it tries ten seconds")
-    where = site.load(given.site, site_keys)
-    user = console(site.runs_root(where), argv=given.argv)
-    after = tuple(folders.find(name, *user.roots) for name in given.after)
+    chosen_site = site.load(arguments.site, site_keys)
+    user_console = console(site.runs_root(chosen_site), argv=arguments.argv)
+    after = tuple(folders.find(name, *user_console.roots) for name in arguments.after)
     if verb == "chain":
         if path is None or after:
             raise UserError(f"chain: name a recipe, as in {program()} chain chain.yaml; it takes no --after")
-        begin = chain.show_plan if given.dry_run else chain.start
-        return begin(path, keys, where, given.name, user, given.wait)
+        start_or_show = chain.show_plan if arguments.dry_run else chain.start
+        return start_or_show(path, keys, chosen_site, arguments.name, user_console, arguments.wait)
     if verb == "sweep":
-        asked = sweep.sweep_request(path, keys, where, given.name, after)
+        request = sweep.sweep_request(path, keys, chosen_site, arguments.name, after)
     else:
         recipe = load.load(verb, path, keys)
         if isinstance(recipe, AnnotateRecipe) and recipe.action == "edit":
-            return edit(recipe, user, given)
-        asked = folders.RunRequest(verb, recipe, planning.site_of(verb, where), given.name, after)
-    verify, update = getattr(given, "verify", 0.0), getattr(given, "update", False)
-    asked = replace(planning.with_run_folders(asked, user.roots), verify=verify, update=update)
-    if given.dry_run:
-        return launch.show_plan(asked, user, given.time)
-    return launch.launch(asked, user, given.wait)
+            return edit(recipe, user_console, arguments)
+        request = folders.RunRequest(verb, recipe, planning.site_of(verb, chosen_site), arguments.name, after)
+    verify, update = getattr(arguments, "verify", 0.0), getattr(arguments, "update", False)
+    request = replace(planning.with_run_folders(request, user_console.roots), verify=verify, update=update)
+    if arguments.dry_run:
+        return launch.show_plan(request, user_console, arguments.time)
+    return launch.launch(request, user_console, arguments.wait)
 
 
 def split_words(verb: str, words: list[str]) -> tuple[Path | None, list[str], list[str]]:
@@ -255,9 +255,9 @@ def action_as_keys(verb: str, words: list[str]) -> list[str]:
         return [word if _is_key_or_recipe(word) else f"{key}={json.dumps(word)}" for word in words]
     if not words or words[0] not in _actions(verb):
         return words
-    action, *rest = words
+    action, *later_words = words
     keys = [f"action={action}"]
-    for word in rest:
+    for word in later_words:
         is_source = action == "import" and not _is_key_or_recipe(word)
         # Quoted, because a path may hold what YAML would read as something else, as `a: b` does.
         keys.append(f"source={json.dumps(word)}" if is_source else word)

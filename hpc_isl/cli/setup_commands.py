@@ -34,9 +34,9 @@ PATIENCE = "10min"
     option("--out", type=Path, help="the file to write; default ~/.config/hpc_isl/sites/NAME.yaml"),
     option("--slurm-conf", type=Path, help="configuration of the cluster, where there are several"),
 )  # fmt: skip
-def site(given: Namespace) -> int:
+def site(arguments: Namespace) -> int:
     """Drafts a site file from what Slurm says of this cluster (init NAME), or lists all sites (list)."""
-    action, *names = given.words or ["list"]
+    action, *names = arguments.words or ["list"]
     if action not in SITE_ACTIONS:
         raise UserError(f"site {action}: no such action; {nearest(action, SITE_ACTIONS)}")
     if action == "list":
@@ -44,20 +44,20 @@ def site(given: Namespace) -> int:
         return 0
     if len(names) != 1:
         raise UserError(f"site init: name the site, as in {program()} site init mycluster")
-    name, conf = names[0], given.slurm_conf
-    path = _new_site_file(name, given.out)  # checked first, because asking Slurm takes seconds
+    name, conf = names[0], arguments.slurm_conf
+    path = _new_site_file(name, arguments.out)  # checked first, because asking Slurm takes seconds
     if conf is not None and not conf.is_file():
         raise UserError(f"--slurm-conf {conf}: there is no such file")
     from hpc_isl.cluster.slurm.site_template import draft_site
     from hpc_isl.files import write_atomic
     from hpc_isl.site import load
 
-    text = draft_site(name, conf)
-    write_atomic(path, text)
+    draft = draft_site(name, conf)
+    write_atomic(path, draft)
     load(str(path), [])  # a draft that no stage could read would be our error, and is raised here
     log(f"wrote {path}:\n")
-    log("".join(f"    {line}\n" for line in text.splitlines()))
-    call = f"{program()} doctor --site {shlex.quote(str(given.out) if given.out else name)}"
+    log("".join(f"    {line}\n" for line in draft.splitlines()))
+    call = f"{program()} doctor --site {shlex.quote(str(arguments.out) if arguments.out else name)}"
     log(f"next: read it, change what is not right, then\n      {call}")
     return 0
 
@@ -88,11 +88,11 @@ def _listed() -> Iterator[str]:
     width = max(map(len, files), default=0)
     for name, path in files.items():
         try:
-            known = load(str(path), [])
-            what = known.executor + (f", partition {known.partition}" if known.partition else "")
+            config = load(str(path), [])
+            summary = config.executor + (f", partition {config.partition}" if config.partition else "")
         except UserError as error:  # one broken file does not hide the other sites
-            what = str(error).splitlines()[-1].strip()
-        yield f"{name:<{width}}  {what}  ({path})"
+            summary = str(error).splitlines()[-1].strip()
+        yield f"{name:<{width}}  {summary}  ({path})"
 
 
 @command(
@@ -101,9 +101,9 @@ def _listed() -> Iterator[str]:
     option("--site", default="laptop", help="name or file of a site; default laptop"),
     option("--patience", default=PATIENCE, help=f"how long to wait for the nodes; default {PATIENCE}"),
 )  # fmt: skip
-def doctor(given: Namespace) -> int:
+def doctor(arguments: Namespace) -> int:
     """Looks at this machine and, on Slurm, at compute nodes."""
-    for word in given.words:
+    for word in arguments.words:
         if not word.startswith("site.") or "=" not in word:
             raise UserError(
                 f"doctor {word}: only site.key=value is taken here; a site is named with --site NAME"
@@ -112,26 +112,26 @@ def doctor(given: Namespace) -> int:
     from hpc_isl.site import load, minutes, runs_root
 
     try:
-        patience = minutes(given.patience)
+        patience = minutes(arguments.patience)
     except ValueError as error:
-        raise UserError(f"--patience {given.patience}: {error}") from None
-    where = load(given.site, [word.removeprefix("site.") for word in given.words])
-    return checks.doctor(where, runs_root(where), patience * 60.0, log)
+        raise UserError(f"--patience {arguments.patience}: {error}") from None
+    chosen_site = load(arguments.site, [word.removeprefix("site.") for word in arguments.words])
+    return checks.doctor(chosen_site, runs_root(chosen_site), patience * 60.0, log)
 
 
 # ---------------------------------------------------------------- plates
 
 
-def _plates(given: Namespace) -> list[Path]:
-    if not given.words:
-        raise UserError(f"{given.verb}: name a plate, as in {program()} {given.verb} P01.zarr")
-    return [Path(word) for word in given.words]
+def _plates(arguments: Namespace) -> list[Path]:
+    if not arguments.words:
+        raise UserError(f"{arguments.verb}: name a plate, as in {program()} {arguments.verb} P01.zarr")
+    return [Path(word) for word in arguments.words]
 
 
 @command("what is on a plate", "PLATE.zarr …", "P01.zarr")
-def inspect(given: Namespace) -> int:
+def inspect(arguments: Namespace) -> int:
     """Prints the layout, channels, flags, labels and omissions of plates."""
-    plates = _plates(given)  # first, because the import takes a second
+    plates = _plates(arguments)  # first, because the import takes a second
     from hpc_isl.stages.inspect import inspect as described
 
     for path in plates:
@@ -151,26 +151,26 @@ def inspect(given: Namespace) -> int:
     option("--check", action="store_true", help="whether the plate is still as its receipt says"),
     ROOT, SITE,
 )  # fmt: skip
-def validate(given: Namespace) -> int:
+def validate(arguments: Namespace) -> int:
     """Checks plates against the specification of OME-Zarr and against their own index, or their export."""
-    plates = _plates(given)
-    if given.receipt:
-        return max(_write_receipt(path, given) for path in plates)
-    if given.check:
+    plates = _plates(arguments)
+    if arguments.receipt:
+        return max(_write_receipt(path, arguments) for path in plates)
+    if arguments.check:
         from hpc_isl.site import cpus_here
         from hpc_isl.stages.convert.receipt import check_receipt
 
-        found = [f"{path}: {text}" for path in plates for text in check_receipt(path, cpus_here())]
-        log("\n".join(found) if found else "the receipt holds: pixels and copied files are as they were")
-        return int(bool(found))
+        changes = [f"{path}: {change}" for path in plates for change in check_receipt(path, cpus_here())]
+        log("\n".join(changes) if changes else "the receipt holds: pixels and copied files are as they were")
+        return int(bool(changes))
     from hpc_isl.stages.inspect import validate as problems_of
 
-    problems = [f"{path}: {problem}" for path in plates for problem in problems_of(path, given.deep)]
+    problems = [f"{path}: {problem}" for path in plates for problem in problems_of(path, arguments.deep)]
     log("\n".join(problems) if problems else "valid")
     return int(bool(problems))
 
 
-def _write_receipt(path: Path, given: Namespace) -> int:
+def _write_receipt(path: Path, arguments: Namespace) -> int:
     """Writes the receipt of a plate and prints its verdict; returns the exit code."""
     from hpc_isl.cluster.run_folder import folders
     from hpc_isl.recipes.load import load
@@ -179,10 +179,10 @@ def _write_receipt(path: Path, given: Namespace) -> int:
     from hpc_isl.stages.convert.receipt import receipt_paths, write_receipt
 
     recipe = None
-    if given.run:
-        run = folders.find(given.run, *run_folders(given))
+    if arguments.run:
+        run = folders.find(arguments.run, *run_folders(arguments))
         if run.stage != "convert":
-            raise UserError(f"--run {given.run}: a run of {run.stage}; the run of convert is expected")
+            raise UserError(f"--run {arguments.run}: a run of {run.stage}; the run of convert is expected")
         loaded = load("convert", run.recipe, [])
         assert isinstance(loaded, ConvertRecipe)
         recipe = loaded
@@ -193,7 +193,7 @@ def _write_receipt(path: Path, given: Namespace) -> int:
         log("\n".join(f"  {text}" for text in verdict["open"]))
     log("only the originals hold:")
     log("\n".join(f"  {text}" for text in verdict["only the originals hold"]))
-    log("\n".join(f"wrote {written}" for written in receipt_paths(path)))
+    log("\n".join(f"wrote {receipt_path}" for receipt_path in receipt_paths(path)))
     return int(verdict["verdict"] != "COMPLETE")
 
 
@@ -201,29 +201,29 @@ def _write_receipt(path: Path, given: Namespace) -> int:
     "corrects what a plate states about its pixels and channels", "PLATE.zarr key=value … [options]",
     "P01.zarr pixel_um=0.325", DRY_RUN, ROOT, SITE, keys=SETTABLE,
 )  # fmt: skip
-def set_metadata(given: Namespace) -> int:
+def set_metadata(arguments: Namespace) -> int:
     """Corrects what a plate states about its pixels and channels, and names the runs that rest on it."""
     from hpc_isl.cluster.run_folder import folders, uses
     from hpc_isl.stages.set_metadata import metadata_edit
 
-    if not given.words:
+    if not arguments.words:
         raise UserError(f"set: name a plate, as in {program()} set P01.zarr pixel_um=0.325")
-    edit = metadata_edit(Path(given.words[0]), given.words[1:])
+    edit = metadata_edit(Path(arguments.words[0]), arguments.words[1:])
     if not edit.lines:
         log(f"{edit.index.path}: nothing to do, it has these values already")
         return 0
-    runs = folders.some([], *run_folders(given))
+    runs = folders.some([], *run_folders(arguments))
     log("\n".join(edit.described()))
     stale = uses.resting_on(edit.index.path, edit.index.fingerprint, runs)
     if stale:
-        what = "figures in micrometres are wrong" if edit.measures else "figures stay right, names differ"
-        log(f"computed before ({what}): {many(len(stale), 'run')}, reported so, not to be resumed:")
+        effect = "figures in micrometres are wrong" if edit.measures else "figures stay right, names differ"
+        log(f"computed before ({effect}): {many(len(stale), 'run')}, reported so, not to be resumed:")
         log("\n".join(f"  {run.stage} {run.label}" for run in stale))
     else:
         log("no run rests on it, in the folders of runs that were searched")
     # After the description, so that a user who is refused has read what would change, and for which runs.
     uses.refuse_used(edit.index.path, runs)
-    if not given.dry_run:
+    if not arguments.dry_run:
         index = edit.apply()
         log(f"{index.path}: done, fingerprint {index.fingerprint}")
     return 0
@@ -240,24 +240,27 @@ OVERVIEW_KEYS = {
     "a page with thumbnails and heat maps of a plate", "PLATE.zarr [key=value …]", "P01.zarr wells=B03,B04",
     keys=OVERVIEW_KEYS,
 )  # fmt: skip
-def overview(given: Namespace) -> int:
+def overview(arguments: Namespace) -> int:
     """Writes one page about a plate, to be opened in any browser, and the same as a picture.
 
     Thumbnails of all fields by well and channel, of which a click shows one larger; heat maps of focus,
     intensity, saturated, empty and blurred fields, and of missing planes.
     """
-    keys = take_keys(given, OVERVIEW_KEYS)
-    plates = _plates(given)
+    keys = take_keys(arguments, OVERVIEW_KEYS)
+    plates = _plates(arguments)
     if len(plates) > 1:
         raise UserError(f"overview: name one plate, as in {program()} overview P01.zarr")
     from hpc_isl.stages.overview.stage import overview
 
     lists = {key: names_in(keys.get(key, "")) for key in ("wells", "channels")}
-    made = overview(plates[0], Path(keys["out"]).expanduser() if "out" in keys else None, **lists)
-    log("\n".join(made.headline))
-    megabytes = made.page.stat().st_size / 1e6
-    log(f"  page     {made.page}: {megabytes:.1f} MB, {many(made.fields, 'field')} of {made.edge} pixels")
-    log(f"  picture  {made.picture}")
+    output = overview(plates[0], Path(keys["out"]).expanduser() if "out" in keys else None, **lists)
+    log("\n".join(output.headline))
+    megabytes = output.page.stat().st_size / 1e6
+    log(
+        f"  page     {output.page}: {megabytes:.1f} MB, "
+        f"{many(output.fields, 'field')} of {output.edge} pixels"
+    )
+    log(f"  picture  {output.picture}")
     return 0
 
 
@@ -270,40 +273,40 @@ UNPACK_KEYS = {"out": "the folder to write; default NAME.zarr beside the file"}
     option("--remove", action="store_true", help="removes the folder when the file was compared with it"),
     ROOT, SITE, keys=PACK_KEYS,
 )  # fmt: skip
-def pack(given: Namespace) -> int:
+def pack(arguments: Namespace) -> int:
     """Writes a finished plate, labels and index included, as one file: zipped OME-Zarr (RFC-9, a proposal).
 
     Every entry is compared with the plate before the file gets its name. The plate stays, unless --remove is
     given. A packed plate is only read: labels made of it go to NAME.hpc_isl beside it.
     """
-    plate, out = _one_plate(given, PACK_KEYS)
+    plate, out = _one_plate(arguments, PACK_KEYS)
     from hpc_isl.cluster.run_folder import folders, uses
     from hpc_isl.stages import pack as packing
 
-    uses.refuse_used(plate, folders.some([], *run_folders(given)))
-    made = packing.pack(plate, out)
-    log(f"{made.path}: {made.entries:,} files in one of {made.size / 1e9:.3g} GB, all compared")
-    if given.remove:
+    uses.refuse_used(plate, folders.some([], *run_folders(arguments)))
+    output = packing.pack(plate, out)
+    log(f"{output.path}: {output.entries:,} files in one of {output.size / 1e9:.3g} GB, all compared")
+    if arguments.remove:
         packing.remove_original(plate)
         log(f"{plate} is removed")
-    log(f"next: {program()} validate {shlex.quote(str(made.path))}")
+    log(f"next: {program()} validate {shlex.quote(str(output.path))}")
     return 0
 
 
 @command("a packed plate as a folder again", "PLATE.ozx [out=NAME.zarr]", "P01.ozx", keys=UNPACK_KEYS)
-def unpack(given: Namespace) -> int:
+def unpack(arguments: Namespace) -> int:
     """Writes a packed plate as a folder again, with the labels made of it since; the file stays."""
-    path, out = _one_plate(given, UNPACK_KEYS)
+    path, out = _one_plate(arguments, UNPACK_KEYS)
     from hpc_isl.stages import pack as packing
 
-    made = packing.unpack(path, out)
-    log(f"{made.path}: {made.entries:,} files, {made.size / 1e9:.3g} GB")
+    output = packing.unpack(path, out)
+    log(f"{output.path}: {output.entries:,} files, {output.size / 1e9:.3g} GB")
     return 0
 
 
-def _one_plate(given: Namespace, keys: Mapping[str, str]) -> tuple[Path, Path | None]:
+def _one_plate(arguments: Namespace, keys: Mapping[str, str]) -> tuple[Path, Path | None]:
     """Returns the plate that is named, and `out=` if it is given."""
-    values, plates = take_keys(given, keys), given.words
+    values, plates = take_keys(arguments, keys), arguments.words
     if len(plates) != 1:
-        raise UserError(f"{given.verb}: name one plate, as in {program()} {given.verb} P01.zarr")
+        raise UserError(f"{arguments.verb}: name one plate, as in {program()} {arguments.verb} P01.zarr")
     return Path(plates[0]), Path(values["out"]) if "out" in values else None

@@ -60,8 +60,8 @@ def work(job: Job) -> None:
         job.run, job.attempt + env.restarts, env.rank, env.size,
         env.local_rank, env.local_size, env.cpus, clock=Clock(psutil.Process().create_time()),
     )  # fmt: skip
-    where = site.saved_site(job.run.site)
-    share_with_group(where.group)
+    run_site = site.saved_site(job.run.site)
+    share_with_group(run_site.group)
     attempt.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(attempt)
     if env.slurm:
@@ -70,24 +70,24 @@ def work(job: Job) -> None:
         if job.run.cancelled.exists():
             raise SystemExit(f"the run was cancelled: job {env.slurm} leaves it alone")
         _prepare_node(attempt, env.slurm)
-    listener = Listener(attempt, deadline(env, where))
+    listener = Listener(attempt, deadline(env, run_site))
     # On Slurm, rank 0 forwards the run as it goes if a server is there; a database waits for `sync`. A local
     # run is forwarded by the process that watches over it.
-    forwards = env.slurm and where.server and attempt.rank == 0
-    with forwarding(attempt.run, where) if forwards else nullcontext():
-        code = _run(job, attempt, env, where, listener)
+    forwards = env.slurm and run_site.server and attempt.rank == 0
+    with forwarding(attempt.run, run_site) if forwards else nullcontext():
+        code = _run(job, attempt, env, run_site, listener)
     if code == 0 and attempt.stopping.is_set() and not attempt.run.summary():
         code = _leave_stopped(attempt, env, listener)
     if code:
         raise SystemExit(code)
 
 
-def _run(job: Job, attempt: Attempt, env: RankEnv, where: site.Site, listener: Listener) -> int:
+def _run(job: Job, attempt: Attempt, env: RankEnv, run_site: site.Site, listener: Listener) -> int:
     """Runs the stage inside its records; an error becomes lines in the log and an exit code."""
     try:
         facts = {"job": env.slurm, "slurm_conf": os.environ.get("SLURM_CONF")} if env.slurm else {}
         with attempt.recorded(system_metrics if attempt.rank == 0 else None, **facts):
-            _stage(job, attempt, where)
+            _stage(job, attempt, run_site)
             # `srun --wait` ends a job some time after its first rank has left: rank 0 leaves first. Those of
             # a pooled stage leave when they have lost rank 0, and srun lets them.
             if attempt.rank and env.slurm and not is_pooled(attempt.run.stage):
@@ -105,7 +105,7 @@ def _run(job: Job, attempt: Attempt, env: RankEnv, where: site.Site, listener: L
     return 0
 
 
-def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
+def _stage(job: Job, attempt: Attempt, run_site: site.Site) -> None:
     """Imports the stage, reads its recipe from the run folder and runs it.
 
     A pooled stage is run by rank 0 with the worker processes of all ranks; the others only provide theirs.
@@ -119,13 +119,13 @@ def _stage(job: Job, attempt: Attempt, where: site.Site) -> None:
         if not is_pooled(run.stage):
             compute(recipe, attempt)
         elif attempt.rank == 0:
-            compute(recipe, attempt, pool.pools(attempt, where))
+            compute(recipe, attempt, pool.pools(attempt, run_site))
         else:
-            pool.serve(attempt, where)
+            pool.serve(attempt, run_site)
     if attempt.rank == 0:
         if run.summary():
             attempt.clock.tick(END, 1)
-        submissions.note_timing(attempt, where)
+        submissions.note_timing(attempt, run_site)
         if not (attempt.stopping.is_set() or run.trial.exists() or run.summary()):
             raise RuntimeError(f"the stage {run.stage} ended without its done record")
 
@@ -138,15 +138,15 @@ def _plan_deferred(module: ModuleType, attempt: Attempt) -> None:
     """
     run = attempt.run
     if attempt.rank == 0 and not provenance.is_planned(run):
-        kept: dict[str, Any] = read_json(run.record) or {}
+        record: dict[str, Any] = read_json(run.record) or {}
         recipe = load_kept(run.stage, run.recipe)
-        with provenance.standing_in(Path(kept["cwd"])):
+        with provenance.standing_in(Path(record["cwd"])):
             plan: Plan = module.plan(recipe)
         plan.check_size(attempt.size)
         for line in plan.messages:
             attempt.log(line)
         write_atomic(run.recipe, to_yaml(plan.recipe))
-        write_atomic(run.record, json.dumps(kept | provenance.planned(plan) | {"planned": True}, indent=1))
+        write_atomic(run.record, json.dumps(record | provenance.planned(plan) | {"planned": True}, indent=1))
     while not provenance.is_planned(run):
         if (read_json(attempt.folder / "rank-0.json") or {}).get("exit"):
             raise UserError("rank 0 could not plan this run; its log says why")
@@ -156,12 +156,12 @@ def _plan_deferred(module: ModuleType, attempt: Attempt) -> None:
 # ---------------------------------------------------------------- being told to stop
 
 
-def deadline(env: RankEnv, where: site.Site) -> float | None:
+def deadline(env: RankEnv, run_site: site.Site) -> float | None:
     """Returns when a job of Slurm begins to save even without a signal, in seconds since 1970."""
     if not env.slurm:
         return None
-    end = env.end or (time.time() + 60 * where.minutes if where.minutes else None)
-    return end - where.signal_s if end else None
+    end = env.end or (time.time() + 60 * run_site.minutes if run_site.minutes else None)
+    return end - run_site.signal_s if end else None
 
 
 class Listener:
@@ -230,13 +230,13 @@ def _redirect_output(attempt: Attempt) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    quiet, package = warnings.showwarning, f"{Path(__file__).parents[1]}{os.sep}"
+    show_default, package = warnings.showwarning, f"{Path(__file__).parents[1]}{os.sep}"
 
-    def show(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+    def show(message: Any, category: type[Warning], filename: str, *arguments: Any, **options: Any) -> None:
         if filename.startswith(package):
             attempt.log(f"warning: {message}")
         else:  # those of libraries stay in the log
-            quiet(message, category, filename, *rest, **more)
+            show_default(message, category, filename, *arguments, **options)
 
     warnings.showwarning = show
 

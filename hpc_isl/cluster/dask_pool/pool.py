@@ -53,15 +53,15 @@ def serve(attempt: Attempt, site: Site) -> None:
         for address in scheduler_addresses(attempt):
             security = security_of(address.certificate, address.key)
             context = security.get_connection_args("client")["ssl_context"]
-            standing = partial(stands, attempt, address)
-            reach = partial(_reached, address, context, standing)
+            still_stands = partial(stands, attempt, address)
+            reach = partial(_reached, address, context, still_stands)
             host = reach()
             if host is not None:
                 resources = worker_resources(node_here(site, attempt.cpus), address.need)
                 group = WorkerGroup(resources, f"tls://{host}:{address.port}", security)
                 group.wanted = lambda: reach() is not None  # noqa: B023  (asked within this turn)
-                asyncio.run(_serve(group, standing))
-            elif standing():
+                asyncio.run(_serve(group, still_stands))
+            elif still_stands():
                 print(f"rank 0 has not answered for {LOST_S:.0f} s", file=sys.stderr, flush=True)
                 return
 
@@ -80,11 +80,11 @@ def _reached(address: SchedulerAddress, context: Any, stands: Callable[[], bool]
 async def _serve(group: WorkerGroup, stands: Callable[[], bool]) -> None:
     """Returns when no process is left, or rank 0 has left."""
     group.start()
-    ended = asyncio.create_task(group.ended())
-    while not ended.done() and await asyncio.to_thread(stands):
-        await asyncio.wait([ended], timeout=AGAIN_S)
+    ended_task = asyncio.create_task(group.ended())
+    while not ended_task.done() and await asyncio.to_thread(stands):
+        await asyncio.wait([ended_task], timeout=AGAIN_S)
     await group.close()  # processes that are just starting would look for rank 0 on and on
-    await ended
+    await ended_task
 
 
 # ---------------------------------------------------------------- rank 0
@@ -129,8 +129,8 @@ def _opened(attempt: Attempt, node: Node, need: MemoryRequirement, patience_s: f
         deadline = time.monotonic() + BEGIN_S
         while not (pool.workers or attempt.stopping.is_set()):
             if (group.gone and attempt.size == 1) or time.monotonic() > deadline:
-                why = group.failure or "the log messages why"
-                raise RuntimeError(f"no worker process could be started: {why}")
+                reason = group.failure or "the log messages why"
+                raise RuntimeError(f"no worker process could be started: {reason}")
             time.sleep(STARTED_S)
         yield pool
 
@@ -169,7 +169,7 @@ async def _open(
 
 @dataclass(frozen=True)
 class SchedulerAddress:
-    """What rank 0 publishes for the other ranks of a pool.
+    """The address of rank 0, which it publishes for the other ranks of a pool.
 
     Attributes:
         hosts: addresses under which the node of rank 0 may be reached.
@@ -234,16 +234,16 @@ class _RankZero:
 
 def addresses() -> tuple[str, ...]:
     """Returns IPv4 addresses under which other nodes may reach this one: that of its name first."""
-    named = []
+    by_name = []
     with suppress(OSError):
-        named = [socket.gethostbyname(socket.gethostname())]
-    listed = [
+        by_name = [socket.gethostbyname(socket.gethostname())]
+    by_link = [
         link.address
         for links in psutil.net_if_addrs().values()
         for link in links
         if link.family == socket.AF_INET
     ]
-    outside = tuple(host for host in dict.fromkeys(named + listed) if not host.startswith("127."))
+    outside = tuple(host for host in dict.fromkeys(by_name + by_link) if not host.startswith("127."))
     return outside or ("127.0.0.1",)
 
 
@@ -252,8 +252,8 @@ def reached(address: SchedulerAddress, context: ssl.SSLContext) -> str | None:
     for host in address.hosts:
         with (
             suppress(OSError),
-            socket.create_connection((host, address.port), CONNECT_S) as plain,
-            context.wrap_socket(plain),
+            socket.create_connection((host, address.port), CONNECT_S) as connection,
+            context.wrap_socket(connection),
         ):
             return host
     return None

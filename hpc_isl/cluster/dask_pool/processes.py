@@ -95,7 +95,7 @@ class WorkerGroup:
         # Libraries read this when they are imported, which is before a nanny can tell its process.
         os.environ.update(threads(self.resources[0].cpus))
         self._keepers = [
-            asyncio.create_task(self._keep(own, number)) for number, own in enumerate(self.resources)
+            asyncio.create_task(self._keep(share, number)) for number, share in enumerate(self.resources)
         ]
 
     @property
@@ -113,12 +113,12 @@ class WorkerGroup:
         await asyncio.gather(*(_close(nanny) for nanny in self._nannies))
         await self.ended()
 
-    async def _keep(self, own: WorkerResources, number: int) -> None:
+    async def _keep(self, share: WorkerResources, number: int) -> None:
         """Keeps one worker process running: starts another one when its nanny has given up."""
         failures = 0
         # `wanted` takes a while, in which this may have been closed.
         while failures < TRIES and await asyncio.to_thread(self.wanted) and not self._closing:
-            nanny = self._nanny(own, number)
+            nanny = self._nanny(share, number)
             self._nannies.append(nanny)
             try:
                 await nanny
@@ -137,13 +137,13 @@ class WorkerGroup:
             if not self._closing:
                 await asyncio.sleep(AGAIN_S)
 
-    def _nanny(self, own: WorkerResources, number: int) -> Any:
+    def _nanny(self, share: WorkerResources, number: int) -> Any:
         import dask
         from distributed import Nanny
 
         return Nanny(
-            self.scheduler, nthreads=own.threads, memory_limit=0, resources={MEMORY: own.memory},
-            env=dict(own.environment), security=self.security, host=self.host, protocol="tls",
+            self.scheduler, nthreads=share.threads, memory_limit=0, resources={MEMORY: share.memory},
+            env=dict(share.environment), security=self.security, host=self.host, protocol="tls",
             local_directory=dask.config.get(FOLDER), death_timeout=START_S, worker_class=worker,
             name=f"{os.uname().nodename}-{os.getpid()}-{number}", dashboard_address="127.0.0.1:0",
         )  # fmt: skip
@@ -160,7 +160,7 @@ async def _close(nanny: Any) -> None:
 # ---------------------------------------------------------------- in a worker process
 
 
-def worker(*args: Any, **words: Any) -> Any:
+def worker(*args: Any, **keywords: Any) -> Any:
     """Returns Dask's worker in its process, which ignores signals: its nanny alone ends it."""
     from distributed import Worker
 
@@ -178,7 +178,7 @@ def worker(*args: Any, **words: Any) -> Any:
             raise RuntimeError(f"GPU {gpu} is none to PyTorch {torch.__version__}; site.gpus=0 does without")
         if sharing > 1:
             torch.cuda.set_per_process_memory_fraction(USABLE / sharing)
-    return Worker(*args, **words)
+    return Worker(*args, **keywords)
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def call_here(call: Callable[[Any], Any], argument: Any) -> CallOutcome:
         # No later call in this process could use its GPU: another process can.
         if type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error):
             os._exit(1)
-        text = f"{type(error).__name__}: {error}"
-        return CallOutcome(problem=text, again=True, worker=str(get_worker().address))
+        message = f"{type(error).__name__}: {error}"
+        return CallOutcome(problem=message, again=True, worker=str(get_worker().address))
 
 
 def pause(dask_worker: Any) -> list[Any]:

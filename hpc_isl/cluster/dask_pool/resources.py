@@ -70,7 +70,7 @@ class WorkerResources:
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has for its worker processes, in bytes; `workers`: how many were asked for, if any."""
+    """The resources of a node, memory in bytes; `workers`: how many processes were asked for, if any."""
 
     cpus: int
     memory: int
@@ -93,8 +93,8 @@ def worker_resources(node: Node, need: MemoryRequirement) -> list[WorkerResource
     There is at least one. They are spread over the GPUs; several on one GPU have a part of its memory each,
     so that what fits does not depend on the others.
     """
-    fit = node.memory // need.whole if need.whole else node.wanted
-    count = max(1, min(node.wanted, fit))
+    max_count = node.memory // need.whole if need.whole else node.wanted
+    count = max(1, min(node.wanted, max_count))
     cpus = max(1, node.cpus // count)
     gpus = list(node.gpus) or [""]
     memory = max(1, node.memory // count - need.process)
@@ -141,7 +141,7 @@ def _of_the_job(variables: Mapping[str, str]) -> int:
 def _of_the_cgroup() -> int:
     """Returns what the control groups of this process leave, as of a container or of Slurm; 0: no limit."""
     groups = ((folder, files) for files in CGROUP_FILES for folder in _groups(files))
-    return min((left for folder, files in groups if (left := _left(folder, files))), default=0)
+    return min((free for folder, files in groups if (free := _left(folder, files))), default=0)
 
 
 def _groups(files: CgroupFiles) -> Iterator[Path]:
@@ -149,16 +149,16 @@ def _groups(files: CgroupFiles) -> Iterator[Path]:
     mount = CGROUP / files.mount
     rows = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
     paths = [path for _, controllers, path in rows if files.controller in controllers.split(",")]
-    inside = PurePosixPath(*paths[:1]).relative_to("/") if paths else PurePosixPath()
-    yield from (mount / folder for folder in (inside, *inside.parents))
+    group_path = PurePosixPath(*paths[:1]).relative_to("/") if paths else PurePosixPath()
+    yield from (mount / folder for folder in (group_path, *group_path.parents))
 
 
 def _left(folder: Path, files: CgroupFiles) -> int:
     with suppress(OSError, ValueError):  # `max` is no limit; a container may show none of its outer groups
-        most = int((folder / files.limit).read_text())
-        taken = int((folder / files.used).read_text())
-        given_back = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        taken -= int(given_back.get(files.cached, 0))  # of files read before, which the kernel lets go
+        limit = int((folder / files.limit).read_text())
+        used = int((folder / files.used).read_text())
+        counters = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        used -= int(counters.get(files.cached, 0))  # of files read before, which the kernel lets go
         # Without a limit the older kernels say nearly 2⁶³.
-        return max(1, most - taken) if most < 2**60 else 0
+        return max(1, limit - used) if limit < 2**60 else 0
     return 0

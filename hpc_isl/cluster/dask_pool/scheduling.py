@@ -89,14 +89,16 @@ class DaskPool:
         What is lost is not waited for: Dask would compute it again on any process.
         """
         outcomes = {future: _outcome_by_dask(future) for future in futures if future.status != "finished"}
-        left = [future for future in futures if future not in outcomes]
-        while left:
-            answer = self.client.sync(self.client.scheduler.gather, keys=[future.key for future in left])
+        unanswered = [future for future in futures if future not in outcomes]
+        while unanswered:
+            answer = self.client.sync(
+                self.client.scheduler.gather, keys=[future.key for future in unanswered]
+            )
             if answer["status"] == "OK":
-                return outcomes | {future: answer["data"][future.key] for future in left}
-            lost = set(answer["keys"])
-            outcomes |= {future: None for future in left if future.key in lost}
-            left = [future for future in left if future.key not in lost]
+                return outcomes | {future: answer["data"][future.key] for future in unanswered}
+            lost_keys = set(answer["keys"])
+            outcomes |= {future: None for future in unanswered if future.key in lost_keys}
+            unanswered = [future for future in unanswered if future.key not in lost_keys]
         return outcomes
 
 
@@ -120,73 +122,75 @@ class _Scheduling:
     _alive: float = field(default_factory=time.monotonic)
 
     def answers(self, tasks: Iterator[Task]) -> Iterator[Answer]:
-        more = True
+        has_more = True
         while True:
             if self.pool.attempt.stopping.is_set():
                 self._stop()
             else:
-                more = self._fill(tasks, more)
-            through = self.stopped or not (more or self.again or self.suspects)
-            if (through and not self.pending) or time.monotonic() > self.leaves:
+                has_more = self._fill(tasks, has_more)
+            finished = self.stopped or not (has_more or self.again or self.suspects)
+            if (finished and not self.pending) or time.monotonic() > self.leaves:
                 return
             yield from self._ended()
             self._check_workers()
 
     # ------------------------------------------------------------ giving out
 
-    def _fill(self, tasks: Iterator[Task], more: bool) -> bool:
+    def _fill(self, tasks: Iterator[Task], has_more: bool) -> bool:
         """Submits what fits into the window; returns whether `tasks` has more."""
         window = max(1, AHEAD * self.pool.scheduler.total_nthreads)
-        turns: list[TaskState] = []
-        while len(self.pending) + len(turns) < window and (self.again or more):
+        states: list[TaskState] = []
+        while len(self.pending) + len(states) < window and (self.again or has_more):
             if self.again:
-                turns.append(self.again.popleft())
+                states.append(self.again.popleft())
             elif task := next(tasks, None):
-                turns.append(TaskState(task))
+                states.append(TaskState(task))
             else:
-                more = False
-        if turns:
+                has_more = False
+        if states:
             shares = self.pool.shares()
-            for avoid, some in _grouped(turns, lambda turn: turn.avoid):
+            for avoid, group in _grouped(states, lambda state: state.avoid):
                 # What has raised in one process goes to another, where one can hold it.
-                others = [address for address in shares if address != avoid] if avoid else None
-                self._submit(some, shares, others)
-        if not more and not self.again:
+                other_addresses = [address for address in shares if address != avoid] if avoid else None
+                self._submit(group, shares, other_addresses)
+        if not has_more and not self.again:
             self._submit_suspects()
-        return more
+        return has_more
 
     def _submit_suspects(self) -> None:
         """Submits one suspect to each idle process that can hold it, once only suspects are left."""
-        if not self.suspects or any(not turn.place for turn in self.pending.values()):
+        if not self.suspects or any(not state.place for state in self.pending.values()):
             return
-        taken, shares = {turn.place for turn in self.pending.values()}, self.pool.shares()
+        busy_addresses, shares = {state.place for state in self.pending.values()}, self.pool.shares()
         for address, share in shares.items():
-            if address not in taken and self.suspects:
-                turn = self.suspects.popleft()
-                if share < _booked(turn, shares):
-                    self.suspects.append(turn)
+            if address not in busy_addresses and self.suspects:
+                state = self.suspects.popleft()
+                if share < _booked(state, shares):
+                    self.suspects.append(state)
                     continue
-                turn.place = address
-                self._submit([turn], shares, [address])
+                state.place = address
+                self._submit([state], shares, [address])
 
-    def _submit(self, turns: Sequence[TaskState], shares: Mapping[str, int], among: list[str] | None) -> None:
-        """Submits tasks; `among`: the workers that may compute them, if one of these can."""
-        for memory, some in _grouped(turns, lambda turn: _booked(turn, shares)):
-            workers = [address for address in among or () if shares[address] >= memory] or None
+    def _submit(
+        self, states: Sequence[TaskState], shares: Mapping[str, int], allowed: list[str] | None
+    ) -> None:
+        """Submits tasks; `allowed`: the workers that may compute them, if one of these can."""
+        for memory, group in _grouped(states, lambda state: _booked(state, shares)):
+            workers = [address for address in allowed or () if shares[address] >= memory] or None
             futures = self.pool.client.map(
-                call_here, [self.call] * len(some), [turn.task.argument for turn in some],
-                key=[self._key(turn) for turn in some], pure=False, workers=workers,
+                call_here, [self.call] * len(group), [state.task.argument for state in group],
+                key=[self._key(state) for state in group], pure=False, workers=workers,
                 resources={MEMORY: memory},
             )  # fmt: skip
-            for future, turn in zip(futures, some, strict=True):
-                turn.booked = memory
-                self.pending[future] = turn
+            for future, state in zip(futures, group, strict=True):
+                state.booked = memory
+                self.pending[future] = state
                 future.add_done_callback(self.ended.put)
 
-    def _key(self, turn: TaskState) -> tuple[Any, ...]:
+    def _key(self, state: TaskState) -> tuple[Any, ...]:
         """Returns a new key; Dask counts together those that begin alike."""
         name = f"{self.call.__name__}-{self.number}"
-        return name, turn.task.name, turn.raised, turn.died, time.monotonic_ns()
+        return name, state.task.name, state.raised, state.died, time.monotonic_ns()
 
     # ------------------------------------------------------------ taking back
 
@@ -210,39 +214,39 @@ class _Scheduling:
             if answer is not None:
                 yield answer
 
-    def _answer(self, turn: TaskState, outcome: CallOutcome | None) -> Answer | None:
+    def _answer(self, state: TaskState, outcome: CallOutcome | None) -> Answer | None:
         """Returns the answer; None: the task is tried again."""
-        name = turn.task.name
+        name = state.task.name
         if outcome is None:  # its process died
-            turn.died += 1
-            turn.place = ""
-            if turn.died >= TRIES:
-                return Answer(name, problem=f"its process died {turn.died} times")
-            self.suspects.append(turn)
+            state.died += 1
+            state.place = ""
+            if state.died >= TRIES:
+                return Answer(name, problem=f"its process died {state.died} times")
+            self.suspects.append(state)
             return None
         if not outcome.problem:
             return Answer(name, pickle.loads(outcome.value))  # noqa: S301  (from our own process)
         if outcome.blocked:
             raise AbortRun(outcome.problem)
-        turn.raised += 1
-        if not outcome.again or turn.raised >= TRIES:
+        state.raised += 1
+        if not outcome.again or state.raised >= TRIES:
             return Answer(name, problem=outcome.problem)
-        turn.avoid = outcome.worker
-        (self.suspects if turn.place else self.again).append(turn)
+        state.avoid = outcome.worker
+        (self.suspects if state.place else self.again).append(state)
         return None
 
     def _take_back_stranded(self) -> None:
         """Takes back what waits for worker processes that have gone: its own, or all that can hold it."""
-        known, shares = self.pool.scheduler.tasks, self.pool.shares()
-        for future, turn in list(self.pending.items()):
-            task, bound = known.get(future.key), turn.place or turn.avoid
+        dask_tasks, shares = self.pool.scheduler.tasks, self.pool.shares()
+        for future, state in list(self.pending.items()):
+            task, is_bound = dask_tasks.get(future.key), state.place or state.avoid
             if task is None or task.state != "no-worker":
                 continue
-            if self.stopped or bound or turn.booked > max(shares.values(), default=turn.booked):
+            if self.stopped or is_bound or state.booked > max(shares.values(), default=state.booked):
                 self.pending.pop(future)
                 future.cancel()
-                (self.suspects if turn.place else self.again).append(turn)
-                turn.place = turn.avoid = ""
+                (self.suspects if state.place else self.again).append(state)
+                state.place = state.avoid = ""
 
     # ------------------------------------------------------------ ending
 
@@ -252,10 +256,10 @@ class _Scheduling:
             return
         self.stopped = True
         self.leaves = time.monotonic() + self.pool.patience_s
-        begun: set[Any] = set()
+        begun_keys: set[Any] = set()
         for keys in self.pool.client.run(pause, on_error="ignore").values():
-            begun |= set(keys)
-        waiting = [future for future in self.pending if not future.done() and future.key not in begun]
+            begun_keys |= set(keys)
+        waiting = [future for future in self.pending if not future.done() and future.key not in begun_keys]
         for future in waiting:
             del self.pending[future]
         self.pool.client.cancel(waiting)
@@ -270,18 +274,18 @@ class _Scheduling:
             )
 
 
-def _booked(turn: TaskState, shares: Mapping[str, int]) -> int:
+def _booked(state: TaskState, shares: Mapping[str, int]) -> int:
     """Returns the memory that a task takes of a share: all of the greatest, if it needs more."""
-    return max(1, min(turn.task.memory, max(shares.values(), default=turn.task.memory)))
+    return max(1, min(state.task.memory, max(shares.values(), default=state.task.memory)))
 
 
 def _grouped(
-    turns: Sequence[TaskState], key: Callable[[TaskState], Any]
+    states: Sequence[TaskState], key: Callable[[TaskState], Any]
 ) -> Iterator[tuple[Any, list[TaskState]]]:
     """Yields the turns with the same key, in the order in which they came."""
     groups: dict[Any, list[TaskState]] = {}
-    for turn in turns:
-        groups.setdefault(key(turn), []).append(turn)
+    for state in states:
+        groups.setdefault(key(state), []).append(state)
     yield from groups.items()
 
 

@@ -62,13 +62,15 @@ class StopRequests:
     def listening(self) -> Iterator[StopRequests]:
         # What nohup or a shell's & has us ignore stays ignored.
         numbers = [
-            n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN
+            signal_number
+            for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(signal_number) != signal.SIG_IGN
         ]
-        before = {number: signal.signal(number, self._handle) for number in numbers}
+        previous_handlers = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
 
 
@@ -151,8 +153,10 @@ class Watch:
             return
         if not self.stopping:
             self.stopping = True
-            why = "the time limit is reached" if overdue else "stopping"
-            self.log(f"{why}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)")
+            reason = "the time limit is reached" if overdue else "stopping"
+            self.log(
+                f"{reason}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)"
+            )
         if time.monotonic() - self._reminded > REMIND_S:
             self._reminded = time.monotonic()
             self._send(self.stops)
@@ -192,11 +196,11 @@ def _members(leaders: set[int]) -> list[int]:
 # ---------------------------------------------------------------- computing a run
 
 
-def command(job: Job, site: Site, before: Sequence[str] = ()) -> list[str]:
-    """Returns the command of a rank, in a shell that runs the site's setup; `before` starts that shell."""
+def command(job: Job, site: Site, launcher: Sequence[str] = ()) -> list[str]:
+    """Returns the command of a rank, in a shell that runs the site's setup; `launcher` starts that shell."""
     python = [*shlex.split(interpreter(site)), "-u", "-m", "hpc_isl.cluster.rank"]
     script = "\n".join(["set -e", *site.setup, 'exec "$@"'])
-    return [*before, "bash", "-c", script, "rank", *python, job.module, str(job.folder), str(job.attempt)]
+    return [*launcher, "bash", "-c", script, "rank", *python, job.module, str(job.folder), str(job.attempt)]
 
 
 def environments(site: Site, gpus: Sequence[str] | None = None) -> list[dict[str, str]]:
@@ -228,10 +232,10 @@ def compute(
     """Computes the whole run, until its last rank has ended; `tick` is called a few times a second."""
     if site.nodes > 1:
         log(f"one machine: the processes of {site.nodes} nodes run here, {site.ranks} in all")
-    places = environments(site, gpus)
-    logs = [job.attempt_folder / f"rank-{rank}.log" for rank in range(len(places))]
+    rank_environments = environments(site, gpus)
+    logs = [job.attempt_folder / f"rank-{rank}.log" for rank in range(len(rank_environments))]
     limit_s = site.minutes * 60.0 if site.minutes else None
-    ranks = start(command(job, site), places, logs, job.folder)
+    ranks = start(command(job, site), rank_environments, logs, job.folder)
     return Watch(ranks, requests, log, limit_s).until_ended(tick)
 
 
@@ -253,10 +257,10 @@ def compute_in_allocation(
 ) -> Ending:
     """Computes the whole run through srun, which ends all ranks when one of them fails."""
     cpus = site.cpus or 1
-    asked, log_file = job.attempt_folder / "requeue", job.attempt_folder / "srun.log"
+    requeue_file, log_file = job.attempt_folder / "requeue", job.attempt_folder / "srun.log"
     variables = {
         **step_environment(), **threads(cpus),
-        ASK: str(asked),
+        ASK: str(requeue_file),
         "HPC_ISL_EXECUTOR": "allocation",
         "SRUN_CPUS_PER_TASK": str(cpus),
         "PYTHONPATH": import_path(),
@@ -266,17 +270,17 @@ def compute_in_allocation(
     # srun passes USR1 on to the ranks; TERM it takes for itself, and kills them.
     watch = Watch(processes, requests, log, stops=signal.SIGUSR1, kills=signal.SIGTERM)
     ending = watch.until_ended(tick)
-    if refused := requeue_from_outside(asked, job_here() or ""):
-        log(f"not started again: {refused}")
+    if refusal := requeue_from_outside(requeue_file, job_here() or ""):
+        log(f"not started again: {refusal}")
     # srun has one code for all ranks; their records, or its own output, tell which of them it was.
     [code] = ending.codes.values()
     by_rank = status.ranks(job.run, job.attempt)
     failure = status.first_failure(by_rank)
-    died = status.DIED.search(log_file.read_text(errors="replace"))
+    death = status.DIED.search(log_file.read_text(errors="replace"))
     if failure is not None:  # ranks that were ended with it may have code 3
         code = MISTAKE if failure["outcome"] == "mistake" else FAILED
         return replace(ending, codes=dict.fromkeys(range(site.ranks), code), crashed=int(failure["rank"]))
     if ending.stopped or status.all_stopped(by_rank):
         return replace(ending, codes=dict.fromkeys(range(site.ranks), STOPPED), crashed=None)
     codes = dict.fromkeys(range(site.ranks), 128 - code if code > 128 else code)
-    return replace(ending, codes=codes, crashed=int(died["rank"]) if code and died else ending.crashed)
+    return replace(ending, codes=codes, crashed=int(death["rank"]) if code and death else ending.crashed)

@@ -33,67 +33,67 @@ def compute_all(
     Returns:
         Whether Ctrl-C asked for the stop.
     """
-    slots, here = local.slots(site), gpus_here()
+    slots, gpu_ids = local.slots(site), gpus_here()
     # Each slot has GPUs of its own, where the site says how many a run needs.
-    free: queue.SimpleQueue[Sequence[str] | None] = queue.SimpleQueue()
+    free_gpus: queue.SimpleQueue[Sequence[str] | None] = queue.SimpleQueue()
     for slot in range(slots):
-        free.put(None if site.gpus is None else here[slot * site.gpus : (slot + 1) * site.gpus])
+        free_gpus.put(None if site.gpus is None else gpu_ids[slot * site.gpus : (slot + 1) * site.gpus])
 
     def compute(job: Job) -> Ending | None:
         if requests.times:
             return None
-        gpus = free.get()
+        gpus = free_gpus.get()
         try:
             return local.compute(job, site, requests, lambda text: None, lambda: None, gpus)
         finally:
-            free.put(gpus)
+            free_gpus.put(gpus)
 
     if jobs:
-        how = f"{slots} at once" if slots > 1 else "one after another"
-        log(f"{len(jobs)} elements, {how}" + (f"; then {final.run.name!r}" if final else ""))
+        pace = f"{slots} at once" if slots > 1 else "one after another"
+        log(f"{len(jobs)} elements, {pace}" + (f"; then {final.run.name!r}" if final else ""))
     with StopRequests().listening() as requests, ThreadPoolExecutor(slots) as pool:
-        for part in (jobs, [final] if final else []):
-            _watch({pool.submit(compute, job): job for job in part}, log)
+        for group in (jobs, [final] if final else []):
+            _watch({pool.submit(compute, job): job for job in group}, log)
     return requests.interrupted
 
 
 def _watch(futures: dict[Future[Ending | None], Job], log: Callable[[str], None]) -> None:
     """Logs one line for each element that has ended, and one each minute, above a bar of them all."""
-    left = dict(futures)
+    unfinished = dict(futures)
     shares: dict[Job, float] = {}
-    began = logged = time.monotonic()
-    with tqdm(total=len(left), unit=" elements", leave=False, disable=not sys.stderr.isatty()) as bar:
-        while left:
+    start_time = logged_time = time.monotonic()
+    with tqdm(total=len(unfinished), unit=" elements", leave=False, disable=not sys.stderr.isatty()) as bar:
+        while unfinished:
             time.sleep(LOOK_S)
-            if time.monotonic() - logged > LINE_S:
-                logged = time.monotonic()
-                log(_so_far(left.values(), len(futures), logged - began, shares))
-            for future in [future for future in left if future.done()]:
-                job = left.pop(future)
+            if time.monotonic() - logged_time > LINE_S:
+                logged_time = time.monotonic()
+                log(_so_far(unfinished.values(), len(futures), logged_time - start_time, shares))
+            for future in [future for future in unfinished if future.done()]:
+                job = unfinished.pop(future)
                 if (ending := future.result()) is not None:
                     log(f"{job.run.label}: {_outcome(job, ending)}")
                 bar.update()
             if not bar.disable:
-                bar.set_postfix_str("; ".join(_running(left.values()))[:60])
+                bar.set_postfix_str("; ".join(_running(unfinished.values()))[:60])
 
 
-def _so_far(left: Collection[Job], total: int, seconds: float, shares: dict[Job, float]) -> str:
+def _so_far(unfinished: Collection[Job], total: int, seconds: float, shares: dict[Job, float]) -> str:
     """Returns `2 of 6 elements ended; seed=3: 120/300 steps  loss 0.12; about 8 min 20 s left`.
 
     `shares`: how far each was at most, because after its steps an element counts its test fields from 0.
     """
-    for job in left:
+    for job in unfinished:
         if (progress := _progress(job)) and progress["total"]:
             shares[job] = max(shares.get(job, 0.0), progress["done"] / progress["total"])
-    ended = total - len(left)
-    share = (ended + sum(shares.get(job, 0.0) for job in left)) / total
-    rest = [f"about {duration(seconds * (1 - share) / share)} left"] if share > 0 else []
-    return "; ".join([f"{ended} of {total} elements ended", *_running(left), *rest])
+    ended_count = total - len(unfinished)
+    share = (ended_count + sum(shares.get(job, 0.0) for job in unfinished)) / total
+    remaining_time = [f"about {duration(seconds * (1 - share) / share)} left"] if share > 0 else []
+    return "; ".join([f"{ended_count} of {total} elements ended", *_running(unfinished), *remaining_time])
 
 
-def _running(left: Collection[Job]) -> list[str]:
+def _running(jobs: Collection[Job]) -> list[str]:
     """Returns how far the elements are that compute just now."""
-    progress = {job.run.name: _progress(job) for job in left}
+    progress = {job.run.name: _progress(job) for job in jobs}
     return [f"{name}: {progress_text(state)}" for name, state in progress.items() if state]
 
 
@@ -107,5 +107,5 @@ def _outcome(job: Job, ending: Ending) -> str:
     if ending.crashed is None or ending.codes[ending.crashed] == STOPPED:
         return "stopped"
     messages = {record["rank"]: record.get("message") for record in ranks(job.run)}
-    why = messages.get(ending.crashed) or f"code {ending.codes[ending.crashed]}"
-    return f"failed in rank {ending.crashed}: {first_line(str(why))}"
+    reason = messages.get(ending.crashed) or f"code {ending.codes[ending.crashed]}"
+    return f"failed in rank {ending.crashed}: {first_line(str(reason))}"

@@ -31,7 +31,7 @@ NEVER_REACHED = "Unable to contact slurm controller"  # nothing was submitted th
 
 @dataclass(frozen=True)
 class Batch:
-    """What is submitted together: the job of one run, or the elements of an array.
+    """Jobs that are submitted together: that of one run, or those of the elements of an array.
 
     Attributes:
         run: in whose folder sbatch files, logs and the code lie: the run's own, or the array's.
@@ -160,16 +160,16 @@ def _setup(batch: Batch, site: Site, part: Part) -> list[str]:
 
 def text(batch: Batch, site: Site) -> str:
     """Returns the sbatch file of the first part of the batch; writes nothing and needs no Slurm."""
-    first = parts(batch, site)[0]
-    executor = _executor(batch, site, first, _dependency(batch.after, first.beside))
-    return executor.text(len(first.jobs))
+    first_part = parts(batch, site)[0]
+    executor = _executor(batch, site, first_part, _dependency(batch.after, first_part.beside))
+    return executor.text(len(first_part.jobs))
 
 
 def start_time(batch: Batch, site: Site) -> str:
     """Returns when Slurm says that the job would start, or the reason why it would refuse it."""
     _, out, errors = ask(["sbatch", "--test-only"], site.slurm_conf, given=text(batch, site))
-    why = limits.explained(errors, site, len(batch.jobs))
-    return "\n".join(filter(None, [(errors or out).removeprefix("sbatch: "), why]))
+    explanation = limits.explained(errors, site, len(batch.jobs))
+    return "\n".join(filter(None, [(errors or out).removeprefix("sbatch: "), explanation]))
 
 
 def parts(batch: Batch, site: Site) -> list[Part]:
@@ -180,7 +180,7 @@ def parts(batch: Batch, site: Site) -> list[Part]:
     """
     jobs = batch.jobs[:-1] if batch.last else batch.jobs
     size = limits.max_array_size(site.slurm_conf) if len(jobs) > 1 else 1
-    pieces = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+    pieces = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     throttle = site.array or len(jobs)
     lanes = min(len(pieces), throttle)
     shares = [throttle // lanes + (lane < throttle % lanes) for lane in range(lanes)]
@@ -188,13 +188,13 @@ def parts(batch: Batch, site: Site) -> list[Part]:
         Part(number, piece, shares[number % lanes], (number - lanes,) if number >= lanes else ())
         for number, piece in enumerate(pieces)
     ]
-    last = Part(len(arrays), batch.jobs[-1:], 1, tuple(range(len(arrays))), batch.beside)
-    return [*arrays, last] if batch.last else arrays
+    last_part = Part(len(arrays), batch.jobs[-1:], 1, tuple(range(len(arrays))), batch.beside)
+    return [*arrays, last_part] if batch.last else arrays
 
 
-def _dependency(after: Sequence[str], before: Sequence[str]) -> str | None:
+def _dependency(after: Sequence[str], jobs_before: Sequence[str]) -> str | None:
     """Returns `afterok:7:8,afterany:9`."""
-    kinds = (("afterok", after), ("afterany", before))
+    kinds = (("afterok", after), ("afterany", jobs_before))
     return ",".join(f"{kind}:{':'.join(jobs)}" for kind, jobs in kinds if jobs) or None
 
 
@@ -204,13 +204,16 @@ Taken = Callable[[Part, list[str]], object]
 
 
 def submit(
-    batch: Batch, site: Site, pieces: Sequence[Part] | None = None, taken: Taken = lambda part, jobs: None
+    batch: Batch,
+    site: Site,
+    pieces: Sequence[Part] | None = None,
+    on_submitted: Taken = lambda part, jobs: None,
 ) -> list[str]:
     """Submits the jobs to Slurm, all or none; returns its names of them, in their order.
 
     Args:
         pieces: the parts of the batch, where they are known.
-        taken: called as soon as Slurm has taken a part, with it and the names of its jobs.
+        on_submitted: called as soon as Slurm has taken a part, with it and the names of its jobs.
 
     Raises:
         Unanswered: it is not known whether Slurm has some of them.
@@ -219,8 +222,8 @@ def submit(
     snapshot(batch.code)
     names: list[list[str]] = []
     for part in parts(batch, site) if pieces is None else pieces:
-        before = [*(names[number][0].split("_")[0] for number in part.waits), *part.beside]
-        executor = _executor(batch, site, part, _dependency(batch.after, before))
+        jobs_before = [*(names[number][0].split("_")[0] for number in part.waits), *part.beside]
+        executor = _executor(batch, site, part, _dependency(batch.after, jobs_before))
         try:
             with _environment(site.slurm_conf), redirect_stderr(io.StringIO()):  # submitit prints errors
                 submitted: list[Any] = executor.map_array(work, part.jobs)
@@ -236,7 +239,7 @@ def submit(
                 )
             raise UserError("\n".join(filter(None, reasons))) from None
         names.append([str(job.job_id) for job in submitted])
-        taken(part, names[-1])
+        on_submitted(part, names[-1])
     return [name for part_names in names for name in part_names]
 
 
@@ -247,9 +250,9 @@ def _take_back(batch: Batch, site: Site, part: Part, jobs: list[str], error: str
         scripts = commands.jobs_of_scripts(os.getuid(), *cluster_of(site))
         if scripts is None and (jobs or NEVER_REACHED not in error):
             raise UserError("Slurm does not answer")
-        doubtful = (scripts or {}).get(script.name) if script else None
-        if left := [*jobs, *([doubtful] if doubtful else [])]:
-            commands.cancel(left, *cluster_of(site))
+        doubtful_job = (scripts or {}).get(script.name) if script else None
+        if jobs_to_cancel := [*jobs, *([doubtful_job] if doubtful_job else [])]:
+            commands.cancel(jobs_to_cancel, *cluster_of(site))
         if script:  # the number of this attempt will be another's
             script.unlink()
     except UserError as reason:

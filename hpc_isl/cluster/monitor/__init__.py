@@ -1,1 +1,1 @@
-"""What runs are doing: states, tables, progress, messages."""
+"""Runs as a user sees them: states, tables, progress, messages."""

@@ -40,12 +40,12 @@ class Tail:
         try:
             with self.path.open("rb") as stream:
                 stream.seek(self._offset)
-                new = stream.read()
+                added = stream.read()
         except FileNotFoundError:
             return
-        self._offset += len(new)
-        *whole, self._rest = (self._rest + new).split(b"\n")
-        yield from (line.decode(errors="replace") for line in whole)
+        self._offset += len(added)
+        *complete_lines, self._rest = (self._rest + added).split(b"\n")
+        yield from (line.decode(errors="replace") for line in complete_lines)
 
     def last(self) -> Iterator[str]:
         """Yields what remains when no more will come: also a line without its end."""
@@ -57,7 +57,7 @@ class Tail:
 
 @dataclass
 class View:
-    """What a person who waits for a run sees of one attempt; `tick` is called a few times a second.
+    """One attempt as a person who waits for it sees it; `tick` is called a few times a second.
 
     Attributes:
         everything: shows every line of the log, not only those of the stage.
@@ -85,8 +85,8 @@ class View:
             self._draw(progress)
         elif progress:
             share = progress["done"] / max(1, progress["total"])
-            when, last = self._shown
-            if time.monotonic() - when > QUIET_S and share != last:
+            shown_time, shown_share = self._shown
+            if time.monotonic() - shown_time > QUIET_S and share != shown_share:
                 self._shown = time.monotonic(), share
                 self.log(progress_text(progress))
 
@@ -135,25 +135,25 @@ def follow(run: Run, console: Console, rank: int = 0, everything: bool = False) 
 
 def _follow_run(run: Run, rank: int, everything: bool) -> None:
     view = View(run, run.attempt_numbers()[-1], rank, everything)
-    asked, alive = -1e9, True
+    asked_time, alive = -1e9, True
     while alive:
         if run.attempt_numbers()[-1] != view.attempt:  # Slurm has started it again
             view.close()
             view = View(run, run.attempt_numbers()[-1], rank, everything)
         view.tick()
-        if time.monotonic() - asked > ASK_S:
-            asked, alive = time.monotonic(), status.status_of(run).alive
+        if time.monotonic() - asked_time > ASK_S:
+            asked_time, alive = time.monotonic(), status.status_of(run).alive
         time.sleep(LOOK_S)
     view.close()
 
 
 def _follow_array(run: Run, console: Console) -> None:
-    shown = ""
+    shown_detail = ""
     while True:
         run_status = status.status_of(run)
-        if run_status.detail != shown:
+        if run_status.detail != shown_detail:
             console.log(f"{run.name}: {run_status.detail}")
-            shown = run_status.detail
+            shown_detail = run_status.detail
         if not run_status.alive:
             return
         time.sleep(ASK_S)

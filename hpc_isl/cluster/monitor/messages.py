@@ -1,4 +1,4 @@
-"""What the user reads when a run is submitted or has ended: what was made, where, what to type next."""
+"""Messages about a run that is submitted or has ended: what was made, where, what to type next."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Console:
     @property
     def ui(self) -> str:
         """The line that opens MLflow on these runs."""
-        elsewhere = [] if self.root == runs_root() else ["--root", shlex.quote(str(self.root))]
-        return " ".join([self.program, "ui", *elsewhere])
+        root_option = [] if self.root == runs_root() else ["--root", shlex.quote(str(self.root))]
+        return " ".join([self.program, "ui", *root_option])
 
     def next_lines(self, lines: Sequence[str]) -> None:
         """Prints the commands that may be typed next."""
@@ -57,13 +57,13 @@ def done(run: Run, console: Console) -> int:
             console.log(line)
         console.log(f"{run.stage} {run.name!r} is done")
         console.log(f"  run folder  {run.folder}")
-        following = getattr(stage_named(run.elements()[0].stage).load(), "after_sweep", None)
-        _next_of_stage(following(run) if following and run.stage == "sweep" else None, run, console)
+        after_sweep = getattr(stage_named(run.elements()[0].stage).load(), "after_sweep", None)
+        _next_of_stage(after_sweep(run) if after_sweep and run.stage == "sweep" else None, run, console)
         return 0
     summary = run.summary() or {}
     console.log(f"{run.stage} {run.label!r} is done, after {status_table.took(run)}")
-    made = summary.get("made", {})
-    paths = {str(label): str(path) for label, path in made.items()} if isinstance(made, dict) else {}
+    outputs = summary.get("made", {})
+    paths = {str(label): str(path) for label, path in outputs.items()} if isinstance(outputs, dict) else {}
     for line in [*_columns(status_table.main_figures(summary)), *_columns(paths)]:
         console.log(f"  {line}")
     console.log(f"  run folder  {run.folder}")
@@ -73,13 +73,13 @@ def done(run: Run, console: Console) -> int:
 
 def _next_of_stage(lines: Any, run: Run, console: Console) -> None:
     """Prints what the stage proposes to type next; it knows neither the run's name here nor our program's."""
-    typed = []
+    commands = []
     for line in lines or []:
         words = str(line).removeprefix("python -m hpc_isl.submit ")  # of a run of an earlier version
         if "{run}" in words:
             words = words.replace("{run}", address(run, *folders_of_runs()))
-        typed.append(f"{console.program} {words}")
-    console.next_lines(typed or [console.ui])
+        commands.append(f"{console.program} {words}")
+    console.next_lines(commands or [console.ui])
 
 
 def _columns(rows: Mapping[str, str]) -> Iterator[str]:
@@ -94,8 +94,8 @@ def ended(run: Run, ending: Ending, console: Console) -> int:
     if ending.crashed is not None and ending.codes[ending.crashed] != STOPPED:
         return _crashed(run, ending, ending.crashed, console)
     progress = (status.ranks(run) or [{}])[0].get("progress")
-    at = f" at {progress_text(progress)}" if progress else ""
-    console.log(f"{run.stage} {run.name!r} {'was killed' if ending.killed else 'stopped'}{at}")
+    position = f" at {progress_text(progress)}" if progress else ""
+    console.log(f"{run.stage} {run.name!r} {'was killed' if ending.killed else 'stopped'}{position}")
     console.log(f"  run folder  {run.folder}")
     console.next_lines([console.command("resume", run)])
     return INTERRUPTED if ending.interrupted else STOPPED
@@ -111,11 +111,11 @@ def _crashed(run: Run, ending: Ending, rank: int, console: Console) -> int:
     if not log_file.exists():  # in an allocation, where srun could not start it
         log_file = log_file.with_name("srun.log")
     code = ending.codes[rank]
-    how = f"ended by signal {-code}" if code < 0 else f"ended with code {code} before it could report"
+    ending_text = f"ended by signal {-code}" if code < 0 else f"ended with code {code} before it could report"
     if code == -9:
-        how = "it was killed (SIGKILL); often the machine was out of memory"
-    why = record.get("message") or how
-    console.log(f"{run.stage} {run.name!r} failed in rank {rank} of {len(ending.codes)}: {why}")
+        ending_text = "it was killed (SIGKILL); often the machine was out of memory"
+    reason = record.get("message") or ending_text
+    console.log(f"{run.stage} {run.name!r} failed in rank {rank} of {len(ending.codes)}: {reason}")
     console.log(f"  traceback   {log_file}")
     console.log(f"  run folder  {run.folder}")
     console.next_lines([console.command("resume", run)])
@@ -125,8 +125,8 @@ def _crashed(run: Run, ending: Ending, rank: int, console: Console) -> int:
 def queued(run: Run, jobs: Sequence[str], console: Console) -> None:
     """Prints what was submitted to Slurm, and how to follow it."""
     families = sorted({job.split("_")[0] for job in jobs})
-    what = f"Slurm job {families[0]}" if len(families) == 1 else f"Slurm jobs {', '.join(families)}"
-    console.log(f"submitted as {what}" + (f", {len(jobs)} elements" if run.elements() else ""))
+    jobs_text = f"Slurm job {families[0]}" if len(families) == 1 else f"Slurm jobs {', '.join(families)}"
+    console.log(f"submitted as {jobs_text}" + (f", {len(jobs)} elements" if run.elements() else ""))
     console.log(f"  run folder  {run.folder}")
     follow = [] if run.elements() else [console.command("logs", run, "-f")]
     console.next_lines([*follow, console.command("status", run), console.command("cancel", run)])
@@ -170,15 +170,15 @@ def _ended_elements(run: Run, console: Console) -> int:
     statuses = status.statuses(run.elements())
     if all(run_status.state == RunState.DONE for run_status in statuses.values()):
         return done(run, console)
-    bad = {
-        m: run_status
-        for m, run_status in statuses.items()
+    failures = {
+        element: run_status
+        for element, run_status in statuses.items()
         if run_status.state in (RunState.FAILED, RunState.LOST)
     }
-    for member, run_status in list(bad.items())[:5]:
+    for member, run_status in list(failures.items())[:5]:
         console.log(f"{member.label} {run_status.state}: {run_status.detail}")
     console.log(f"{run.stage} {run.name!r}: {status.status_of(run).detail}")
     console.log(f"  run folder  {run.folder}")
-    first = [console.command("logs", next(iter(bad)))] if bad else []
-    console.next_lines([*first, console.command("retry" if bad else "resume", run)])
-    return FAILED if bad else STOPPED
+    logs_command = [console.command("logs", next(iter(failures)))] if failures else []
+    console.next_lines([*logs_command, console.command("retry" if failures else "resume", run)])
+    return FAILED if failures else STOPPED

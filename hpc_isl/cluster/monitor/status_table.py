@@ -33,15 +33,15 @@ HEAD = ("stage", "name", "state", "began", "attempt", "progress", "took", "left"
 
 def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
     """Returns one line per run under a heading; `elements`: also one for each element of an array."""
-    shown = [member for run in runs for member in (run, *(run.elements() if elements else []))]
-    run_status = statuses(shown)
+    members = [member for run in runs for member in (run, *(run.elements() if elements else []))]
+    run_status = statuses(members)
     changes = cache(changes_of)
-    rows = [HEAD, *(_row(run, run_status[run], changes) for run in shown)]
-    last = len(HEAD) - 1
+    rows = [HEAD, *(_row(run, run_status[run], changes) for run in members)]
+    last_column = len(HEAD) - 1
     widths = {
         column: max(len(row[column]) for row in rows)
         for column in range(len(HEAD))
-        if column == last or any(row[column] for row in rows[1:])
+        if column == last_column or any(row[column] for row in rows[1:])
     }
     return ["  ".join(row[c].ljust(width) for c, width in widths.items()).rstrip() for row in rows]
 
@@ -49,25 +49,36 @@ def table(runs: Sequence[Run], elements: bool = False) -> list[str]:
 def _row(run: Run, run_status: RunStatus, changes: Changes) -> tuple[str, ...]:
     remark = "; ".join(filter(None, [run_status.detail, *uses.changed(run, changes)]))
     history = history_of(run)
-    when = date_of(began(run, history))
+    start_date = date_of(began(run, history))
     if run.elements_file.is_file():
         members = run.elements()
-        done = sum(member.summary() is not None for member in members)
-        share = f"{done}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
-        return run.stage, run.name, run_status.state, when, "", share, "", "", "", remark
+        done_count = sum(member.summary() is not None for member in members)
+        share = f"{done_count}/{len(members)} {'steps' if run.stage == 'chain' else 'elements'}"
+        return run.stage, run.name, run_status.state, start_date, "", share, "", "", "", remark
     attempt = str(max(history) + 1) if history else ""
     name = f"  {run.label}" if run.array else run.name
-    node, left = (run_status.node, run_status.left) if run_status.alive else ("", "")
+    node, time_left = (run_status.node, run_status.left) if run_status.alive else ("", "")
     # The main figures of a finished run; else how far it is, with the last metrics.
-    main = "  ".join(f"{key} {value}" for key, value in list(main_figures(run.summary()).items())[:2])
+    figures_text = "  ".join(f"{key} {value}" for key, value in list(main_figures(run.summary()).items())[:2])
     progress = _newest(history).get("progress")
-    main = main or (progress_text(progress) if progress else "-")
+    figures_text = figures_text or (progress_text(progress) if progress else "-")
     took_s = duration(_took_s(history))
-    return run.stage, name, run_status.state, when, attempt, main, took_s, left, node, remark
+    return (
+        run.stage,
+        name,
+        run_status.state,
+        start_date,
+        attempt,
+        figures_text,
+        took_s,
+        time_left,
+        node,
+        remark,
+    )
 
 
 def facts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Returns the same for programs, as plain JSON: times are ISO 8601 in UTC, an array has its elements."""
+    """Returns the table for programs, as plain JSON: times are ISO 8601 in UTC, an array has its elements."""
     run_status = statuses([member for run in runs for member in (run, *run.elements())])
     return [
         _facts(run, run_status[run])
@@ -106,8 +117,8 @@ def _newest(history: History) -> dict[str, Any]:
 
 def began(run: Run, history: History) -> str | None:
     """Returns when the run first began to compute, else when it was made; of an array when it was made."""
-    first = history[min(history)] if history else []
-    return str(first[0]["start"]) if first else (read_json(run.record) or {}).get("made")
+    first_attempt = history[min(history)] if history else []
+    return str(first_attempt[0]["start"]) if first_attempt else (read_json(run.record) or {}).get("made")
 
 
 def date_of(moment: str | None) -> str:
@@ -119,8 +130,8 @@ def main_figures(summary: dict[str, Any] | None) -> dict[str, str]:
     """Returns the numbers and short texts of a done record, ready to print."""
     content = dict(summary or {})
     content |= content.pop("figures", {}) if isinstance(content.get("figures"), dict) else {}
-    plain = {name: value for name, value in content.items() if isinstance(value, (int, float, str))}
-    return {name: figure(value) for name, value in plain.items() if name not in ("attempt", "time")}
+    printable = {name: value for name, value in content.items() if isinstance(value, (int, float, str))}
+    return {name: figure(value) for name, value in printable.items() if name not in ("attempt", "time")}
 
 
 def progress_text(progress: dict[str, Any]) -> str:
@@ -145,12 +156,12 @@ def attempts(run: Run) -> list[str]:
     for number in run.attempt_numbers():
         if not (records := ranks(run, number)):
             continue
-        first, failure = records[0], first_failure(records)
+        rank_0, failure = records[0], first_failure(records)
         nodes = ", ".join(dict.fromkeys(record["node"] for record in records))
-        ending = first_line(failure["message"]) if failure else first.get("outcome", "no word since")
-        job = f", job {first['job']}" if first.get("job") else ""
-        when = f"{first['start'][:19]} UTC, {duration(_lasted_s(first))} on {nodes}{job}"
-        lines.append(f"attempt {number + 1}: {when}, {len(records)} ranks: {ending}")
+        ending = first_line(failure["message"]) if failure else rank_0.get("outcome", "no word since")
+        job = f", job {rank_0['job']}" if rank_0.get("job") else ""
+        work_text = f"{rank_0['start'][:19]} UTC, {duration(_lasted_s(rank_0))} on {nodes}{job}"
+        lines.append(f"attempt {number + 1}: {work_text}, {len(records)} ranks: {ending}")
     return lines
 
 
@@ -165,9 +176,9 @@ def _took_s(history: History) -> float:
 
 def _lasted_s(record: dict[str, Any]) -> float:
     """Returns how long a rank ran: to its end, to now while its heart beats, or to its last heartbeat."""
-    ended = age_s(record.get("exit") or record["heartbeat"])
-    still = not record.get("exit") and ended < FRESH_S
-    return age_s(record["start"]) - (0 if still else ended)
+    end_age = age_s(record.get("exit") or record["heartbeat"])
+    is_running = not record.get("exit") and end_age < FRESH_S
+    return age_s(record["start"]) - (0 if is_running else end_age)
 
 
 def duration(seconds: float) -> str:
@@ -188,9 +199,9 @@ def failure_text(run: Run) -> list[str]:
     failure = first_failure(ranks(run))
     if failure is None:
         return []
-    log = run.attempts / str(run.attempt_numbers()[-1]) / f"rank-{failure['rank']}.log"
+    log_file = run.attempts / str(run.attempt_numbers()[-1]) / f"rank-{failure['rank']}.log"
     lines = [f"rank {failure['rank']} of {failure['size']} on {failure['node']}: {failure['message']}"]
-    return lines if failure["outcome"] == "mistake" else [*lines, f"traceback: {log}"]
+    return lines if failure["outcome"] == "mistake" else [*lines, f"traceback: {log_file}"]
 
 
 def log_lines(run: Run, rank: int | None) -> Iterator[str]:
@@ -202,24 +213,26 @@ def log_lines(run: Run, rank: int | None) -> Iterator[str]:
         UserError: no element of an array failed.
     """
     if members := run.elements():
-        bad = (RunState.FAILED, RunState.LOST)
-        failed = [member for member, run_status in statuses(members).items() if run_status.state in bad]
-        if not failed:
+        failed_states = (RunState.FAILED, RunState.LOST)
+        failed_members = [
+            member for member, run_status in statuses(members).items() if run_status.state in failed_states
+        ]
+        if not failed_members:
             names = ", ".join(member.label for member in members[:4])
             raise UserError(
                 f"{run.name!r} has {len(members)} runs, none of which failed; name one of them: {names} …"
             )
-        run = failed[0]
+        run = failed_members[0]
     number = run.attempt_numbers()[-1] if run.attempt_numbers() else 0
     failure = first_failure(ranks(run))
     if rank is None and failure and failure["outcome"] == "failed":
         yield f"--- rank {failure['rank']} on {failure['node']} failed:"
         yield from str(failure["traceback"]).splitlines()
         yield "--- log of rank 0:"
-    log = run.attempts / str(number) / f"rank-{rank or 0}.log"
-    if log.is_file():
-        yield from log.read_text(errors="replace").splitlines()
+    log_file = run.attempts / str(number) / f"rank-{rank or 0}.log"
+    if log_file.is_file():
+        yield from log_file.read_text(errors="replace").splitlines()
     else:
-        yield f"rank {rank or 0} of attempt {number + 1} has no log yet ({log})"
+        yield f"rank {rank or 0} of attempt {number + 1} has no log yet ({log_file})"
     if failure is None and not run.summary():  # a job that died before it reached us speaks there
         yield from (f"job: {line}" for line in job_output(run, 30))

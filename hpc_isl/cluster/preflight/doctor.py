@@ -29,8 +29,8 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
     """Prints a line for each check; returns the exit code: 0 where nothing failed, else 1."""
     reported: list[Finding] = []
 
-    def report(new: Iterable[Finding]) -> None:
-        for finding in new:
+    def report(new_findings: Iterable[Finding]) -> None:
+        for finding in new_findings:
             reported.append(finding)
             log("\n".join(finding.lines()))
 
@@ -38,20 +38,20 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
     report(_here(site, root))
     with _folder(root) as folder:
         if folder is not None:
-            here = probe.facts(folder, tracking=site.server)
-            report(_of_this_machine(site, here))
+            local_facts = probe.facts(folder, tracking=site.server)
+            report(_of_this_machine(site, local_facts))
             if site.executor == "slurm":
                 log("on the compute nodes")
                 # Slurm would refuse the small job as it would the real one, in words that say less.
-                wrong = [finding.check for finding in reported if finding.level == "FAIL"]
-                if hopeless := [check for check in wrong if check in ("Slurm", "limits")]:
-                    log(f"        not asked: {hopeless[0]} comes first")
+                failed_checks = [finding.check for finding in reported if finding.level == "FAIL"]
+                if blocking_checks := [check for check in failed_checks if check in ("Slurm", "limits")]:
+                    log(f"        not asked: {blocking_checks[0]} comes first")
                 else:
-                    report(_nodes(site, folder, here, patience_s, log))
+                    report(_nodes(site, folder, local_facts, patience_s, log))
     failures = sum(finding.level == "FAIL" for finding in reported)
     warnings = sum(finding.level == "warn" for finding in reported)
-    failed = f"{failures} failed" if failures else "nothing failed"
-    log(f"{failed}, {warnings or 'no'} warning{'s' * (warnings != 1)}")
+    failure_text = f"{failures} failed" if failures else "nothing failed"
+    log(f"{failure_text}, {warnings or 'no'} warning{'s' * (warnings != 1)}")
     return FAILED if failures else 0
 
 
@@ -60,8 +60,8 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
 
 def _here(site: Site, root: Path) -> Iterator[Finding]:
     if site.executor == "slurm":
-        yield (slurm := _slurm(site))
-        if slurm.level == "ok":
+        yield (slurm_finding := _slurm(site))
+        if slurm_finding.level == "ok":
             try:
                 limits.check(site)
                 yield ok("limits", "the cluster can give what the site asks for")
@@ -91,8 +91,10 @@ def _slurm(site: Site) -> Finding:
         lines = dict(re.findall(r"^(ClusterName|SLURM_VERSION)\s*=\s*(.*?)\s*$", out, re.MULTILINE))
         name, version = lines.get("ClusterName", "it"), lines.get("SLURM_VERSION", "unknown")
         return ok("Slurm", f"{name} answers, version {version}")
-    why = [line for line in (errors or out).splitlines() if line][-1:] or ["it says nothing"]
-    return Finding("FAIL", "Slurm", why[0], "type this on the cluster's login node, or set site.slurm_conf")
+    answer = [line for line in (errors or out).splitlines() if line][-1:] or ["it says nothing"]
+    return Finding(
+        "FAIL", "Slurm", answer[0], "type this on the cluster's login node, or set site.slurm_conf"
+    )
 
 
 def _nodes_out_of_service(site: Site) -> Iterator[Finding]:
@@ -100,20 +102,22 @@ def _nodes_out_of_service(site: Site) -> Iterator[Finding]:
     cluster = machines.read(site.slurm_conf)
     partition = cluster.partition(site.partition) if cluster else None
     nodes = fitting(partition, site) if partition else []
-    up = [node for node in nodes if node.usable]
-    if partition and len(up) < site.nodes <= len(nodes):
-        away = ", ".join(
-            f"{node.name} is {'+'.join(sorted(node.state))}" for node in nodes[:4] if node not in up
+    usable = [node for node in nodes if node.usable]
+    if partition and len(usable) < site.nodes <= len(nodes):
+        states = ", ".join(
+            f"{node.name} is {'+'.join(sorted(node.state))}" for node in nodes[:4] if node not in usable
         )
-        found = f"{len(up)} of {nodes_text(len(nodes))} of partition {partition.name!r} in service: {away}"
+        found = (
+            f"{len(usable)} of {nodes_text(len(nodes))} of partition {partition.name!r} in service: {states}"
+        )
         yield Finding("warn", "nodes", found, "jobs will wait until they are back; the staff know when")
 
 
 def _runs(site: Site, root: Path) -> Finding:
-    above = probe.existing(root)
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    parent = probe.existing(root)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         return Finding(
-            "FAIL", "folder of runs", f"{above} cannot be written to", "set site.runs, or $HPC_ISL_RUNS"
+            "FAIL", "folder of runs", f"{parent} cannot be written to", "set site.runs, or $HPC_ISL_RUNS"
         )
     mount = probe.mount_of(root)
     found = f"{root} ({mount.kind}{'' if root.exists() else ', will be made'})"
@@ -123,9 +127,9 @@ def _runs(site: Site, root: Path) -> Finding:
     return ok("folder of runs", found)
 
 
-def database(path: Path, known: Sequence[Mount]) -> Finding:
+def database(path: Path, mounts: Sequence[Mount]) -> Finding:
     """Checks where the MLflow database lies; sqlite needs locks that network file systems do not keep."""
-    mount = probe.mount_of(path, known)
+    mount = probe.mount_of(path, mounts)
     if not mount.network:
         return ok("MLflow database", f"{path} ({mount.kind})")
     advice = (
@@ -138,7 +142,7 @@ def database(path: Path, known: Sequence[Mount]) -> Finding:
 @contextmanager
 def _folder(root: Path) -> Iterator[Path | None]:
     """Makes a folder below the runs, removed afterwards with all that was made for it; None: it cannot."""
-    above = probe.existing(root)
+    parent = probe.existing(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))
@@ -150,69 +154,73 @@ def _folder(root: Path) -> Iterator[Path | None]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         # A folder of runs that was made for this alone goes again, with those above it.
-        while root != above and not any(root.iterdir()):
+        while root != parent and not any(root.iterdir()):
             root.rmdir()
             root = root.parent
 
 
-def _of_this_machine(site: Site, here: Facts) -> Iterator[Finding]:
-    yield findings.installed(here, "here")
-    yield from findings.room([here])
+def _of_this_machine(site: Site, local_facts: Facts) -> Iterator[Finding]:
+    yield findings.installed(local_facts, "here")
+    yield from findings.room([local_facts])
     if site.executor != "slurm":
-        yield findings.gpus([here], site)
-        yield findings.cpus([here], site)
+        yield findings.gpus([local_facts], site)
+        yield findings.cpus([local_facts], site)
     if site.server:
-        yield findings.tracking([here], site.server, "here")
+        yield findings.tracking([local_facts], site.server, "here")
 
 
 # ---------------------------------------------------------------- the compute nodes
 
 
-def _nodes(site: Site, folder: Path, here: Facts, patience_s: float, log: Log) -> Iterator[Finding]:
-    with visit.visiting(site, folder, site.server) as made:
-        if made.refused:
-            lines = [line.removeprefix("sbatch: error: ") for line in made.refused.splitlines()]
+def _nodes(site: Site, folder: Path, local_facts: Facts, patience_s: float, log: Log) -> Iterator[Finding]:
+    with visit.visiting(site, folder, site.server) as node_visit:
+        if node_visit.refused:
+            lines = [line.removeprefix("sbatch: error: ") for line in node_visit.refused.splitlines()]
             refusal = "\n".join(lines) or "sbatch refused it"
             yield Finding("FAIL", "job", refusal, "the site's partition, account or qos may be wrong")
             return
-        outcome = visit.wait(made, patience_s, lambda text: log(f"        {text}"))
-    yield from of_nodes(made, outcome, here, site.server)
+        outcome = visit.wait(node_visit, patience_s, lambda text: log(f"        {text}"))
+    yield from of_nodes(node_visit, outcome, local_facts, site.server)
 
 
-def of_nodes(made: Visit, outcome: Outcome, here: Facts, server: str | None) -> Iterator[Finding]:
+def of_nodes(
+    node_visit: Visit, outcome: Outcome, local_facts: Facts, server: str | None
+) -> Iterator[Finding]:
     """Yields the findings from the nodes' answers."""
-    missing = made.nodes - len(outcome.facts)
+    missing = node_visit.nodes - len(outcome.facts)
     if missing:
-        yield _silent(made, outcome, missing)
+        yield _silent(node_visit, outcome, missing)
     if not outcome.facts:
         return
-    nodes, site = outcome.facts, made.site
+    nodes, site = outcome.facts, node_visit.site
     yield ok("folder of runs", f"{', '.join(node.host for node in nodes)} saw it and wrote to it")
-    yield from findings.same(here, nodes, site)
+    yield from findings.same(local_facts, nodes, site)
     yield findings.gpus(nodes, site)
     yield findings.cpus(nodes, site)
     if not missing:  # a node that never came could not be reached either
         yield findings.ports(nodes, site)
-    yield findings.clocks(here, nodes, made.submitted, outcome.seen)
+    yield findings.clocks(local_facts, nodes, node_visit.submitted, outcome.seen)
     yield from findings.room(nodes)
     if server:
         yield findings.tracking(nodes, server, "on the nodes")
 
 
-def _silent(made: Visit, outcome: Outcome, missing: int) -> Finding:
+def _silent(node_visit: Visit, outcome: Outcome, missing: int) -> Finding:
     """Returns why nodes did not report: the job never started, or it ended before."""
     if outcome.state in ("PENDING", "CONFIGURING", ""):
-        why = f"job {made.job} did not start: {outcome.reason or 'Slurm gave no reason'}"
-        never = outcome.reason.split(",")[0] in visit.NEVER
-        if never:
-            return Finding("FAIL", "job", why, "change the site file: with this it waits for ever")
-        return Finding("warn", "job", why, "again when the cluster is less busy, or with --patience 1h")
-    which = "no node" if missing == made.nodes else f"{missing} of {made.nodes} nodes never"
+        cause = f"job {node_visit.job} did not start: {outcome.reason or 'Slurm gave no reason'}"
+        never_starts = outcome.reason.split(",")[0] in visit.NEVER
+        if never_starts:
+            return Finding("FAIL", "job", cause, "change the site file: with this it waits for ever")
+        return Finding("warn", "job", cause, "again when the cluster is less busy, or with --patience 1h")
+    subject = "no node" if missing == node_visit.nodes else f"{missing} of {node_visit.nodes} nodes never"
     end = f"is {outcome.state} and was given up" if not outcome.patient else f"ended as {outcome.state}"
-    why = f"{which} wrote to {made.folder.parent}; job {made.job} {end}"
+    cause = f"{subject} wrote to {node_visit.folder.parent}; job {node_visit.job} {end}"
     if outcome.last_lines:
-        own = "the job's own words say why; site.setup, site.python and site.container decide what runs"
-        return Finding("FAIL", "job", "\n".join([why, *(f"| {line}" for line in outcome.last_lines)]), own)
+        advice = "the job's own words say why; site.setup, site.python and site.container decide what runs"
+        return Finding(
+            "FAIL", "job", "\n".join([cause, *(f"| {line}" for line in outcome.last_lines)]), advice
+        )
     return Finding(
-        "FAIL", "job", why, "the nodes may not see that folder: set site.runs to one that they see"
+        "FAIL", "job", cause, "the nodes may not see that folder: set site.runs to one that they see"
     )

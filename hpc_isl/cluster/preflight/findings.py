@@ -28,14 +28,14 @@ class Finding:
     def lines(self) -> list[str]:
         """Returns it as it is printed, with the advice below."""
         indent = " " * (8 + CHECK_WIDTH)
-        below: list[str] = []
+        text_lines: list[str] = []
         for line in self.found.splitlines() or [""]:  # `|` marks output of another program
-            below += [line] if line.startswith("|") else _wrapped(line, len(indent))
+            text_lines += [line] if line.startswith("|") else _wrapped(line, len(indent))
         if self.advice:
-            first, *rest = _wrapped(f"to do: {self.advice}", len(indent) + 7)
-            below += [first, *("       " + line for line in rest)]
+            first, *continuation = _wrapped(f"to do: {self.advice}", len(indent) + 7)
+            text_lines += [first, *("       " + line for line in continuation)]
         head = f"  {self.level:<4}  {self.check:<{CHECK_WIDTH}}"
-        return [head + below[0].lstrip(), *(indent + line for line in below[1:])]
+        return [head + text_lines[0].lstrip(), *(indent + line for line in text_lines[1:])]
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
@@ -57,8 +57,10 @@ def installed(facts: Facts, where: str) -> Finding:
     """Checks that the packages of one machine are all installed."""
     missing = [name for name, version in facts.packages.items() if not version]
     if missing:
-        how = f"install hpc_isl with what it needs {where}, or set site.python, site.setup or site.container"
-        return Finding("FAIL", "Python", f"{', '.join(missing)} not installed {where}", how)
+        advice = (
+            f"install hpc_isl with what it needs {where}, or set site.python, site.setup or site.container"
+        )
+        return Finding("FAIL", "Python", f"{', '.join(missing)} not installed {where}", advice)
     return ok("Python", versions_text(facts))
 
 
@@ -75,34 +77,34 @@ def room(facts: Sequence[Facts]) -> Iterator[Finding]:
     yield _enough("temporary files", found, least.temporary_gb >= TEMPORARY_GB, advice)
 
 
-def _enough(check: str, found: str, enough: bool, advice: str) -> Finding:
-    return ok(check, found) if enough else Finding("warn", check, f"only {found}", advice)
+def _enough(check: str, found: str, is_enough: bool, advice: str) -> Finding:
+    return ok(check, found) if is_enough else Finding("warn", check, f"only {found}", advice)
 
 
 def gpus(facts: Sequence[Facts], site: Site) -> Finding:
     """Checks the GPUs that each machine sees against what is asked of each."""
-    asked = site.visible_gpus
-    short = [node for node in facts if len(node.gpus) < asked]
-    if short:
-        found = "; ".join(f"{node.host} sees {len(node.gpus)}" for node in short)
+    gpu_count = site.visible_gpus
+    short_nodes = [node for node in facts if len(node.gpus) < gpu_count]
+    if short_nodes:
+        found = "; ".join(f"{node.host} sees {len(node.gpus)}" for node in short_nodes)
         advice = "look at `nvidia-smi` in a job there; a module may be missing in site.setup"
         if site.executor == "local":
             advice = "set site.gpus to what there is"
-        return Finding("FAIL", "GPUs", f"asked for {asked} on each node: {found}", advice)
-    if asked and any(node.packages.get("torch", "").endswith("+cpu") for node in facts):
+        return Finding("FAIL", "GPUs", f"asked for {gpu_count} on each node: {found}", advice)
+    if gpu_count and any(node.packages.get("torch", "").endswith("+cpu") for node in facts):
         return Finding(
             "FAIL", "GPUs", "torch is built without CUDA", "install the torch that is built with it"
         )
-    names = sorted({name for node in facts for name in node.gpus[:asked]})
-    none = "none here" if site.executor == "local" and site.gpus is None else "none asked for"
-    return ok("GPUs", f"{asked} on each node: {', '.join(names)}" if asked else none)
+    names = sorted({name for node in facts for name in node.gpus[:gpu_count]})
+    no_gpus = "none here" if site.executor == "local" and site.gpus is None else "none asked for"
+    return ok("GPUs", f"{gpu_count} on each node: {', '.join(names)}" if gpu_count else no_gpus)
 
 
 def cpus(facts: Sequence[Facts], site: Site) -> Finding:
     """Checks the CPUs that a process may use against what is asked for it."""
-    asked, least = site.cpus or 1, min(node.cpus for node in facts)
-    if least < asked:
-        found = f"asked for {asked} per process, and one may use {least}"
+    cpu_count, least = site.cpus or 1, min(node.cpus for node in facts)
+    if least < cpu_count:
+        found = f"asked for {cpu_count} per process, and one may use {least}"
         return Finding(
             "warn", "CPUs", found, f"set site.cpus={least}, or ask why Slurm does not bind to more"
         )
@@ -110,72 +112,78 @@ def cpus(facts: Sequence[Facts], site: Site) -> Finding:
     return ok("CPUs", f"{least} that one process may use; a node of {memory:.0f} GB")
 
 
-def same(here: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
+def same(local_facts: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
     """Checks versions: everywhere this code; on all nodes the same packages."""
     # The job was given a copy of this code: another one means that the job's environment comes first.
-    others = [node.host for node in nodes if node.code != here.code]
-    if others:
-        what = f"{', '.join(others)} ran another hpc_isl than this one"
+    other_hosts = [node.host for node in nodes if node.code != local_facts.code]
+    if other_hosts:
+        found = f"{', '.join(other_hosts)} ran another hpc_isl than this one"
         yield Finding(
-            "FAIL", "code", what, "look for an installed hpc_isl that site.setup puts first on PYTHONPATH"
+            "FAIL", "code", found, "look for an installed hpc_isl that site.setup puts first on PYTHONPATH"
         )
-    first = nodes[0]
-    there = installed(first, "on the nodes")
-    equal = there.level == "ok" and not _differences(first, here)
-    yield ok("Python", "versions as here") if equal else there
-    between = [f"{node.host}: {text}" for node in nodes[1:] if (text := _differences(node, first))]
-    if between:
-        yield Finding("FAIL", "versions", "\n".join(between), "give all nodes the same environment")
+    first_node = nodes[0]
+    node_finding = installed(first_node, "on the nodes")
+    same_versions = node_finding.level == "ok" and not _differences(first_node, local_facts)
+    yield ok("Python", "versions as here") if same_versions else node_finding
+    node_differences = [
+        f"{node.host}: {difference}" for node in nodes[1:] if (difference := _differences(node, first_node))
+    ]
+    if node_differences:
+        yield Finding("FAIL", "versions", "\n".join(node_differences), "give all nodes the same environment")
     # A site with an environment of its own is meant to differ from the one in which this was typed.
-    own = site.container or site.python or site.setup
-    elsewhere = "" if own else _differences(first, here)
-    if elsewhere:
+    own_environment = site.container or site.python or site.setup
+    differences_from_here = "" if own_environment else _differences(first_node, local_facts)
+    if differences_from_here:
         advice = "start runs from the environment in which the jobs run, or set site.python"
-        yield Finding("warn", "versions", f"nodes have {elsewhere}", advice)
+        yield Finding("warn", "versions", f"nodes have {differences_from_here}", advice)
 
 
-def _differences(node: Facts, other: Facts) -> str:
+def _differences(node: Facts, reference: Facts) -> str:
     """Returns `torch 2.5.0 and not 2.6.0`."""
-    pairs = {"Python": (node.python, other.python)}
-    pairs |= {name: (version, other.packages.get(name, "")) for name, version in node.packages.items()}
+    pairs = {"Python": (node.python, reference.python)}
+    pairs |= {name: (version, reference.packages.get(name, "")) for name, version in node.packages.items()}
     return ", ".join(
-        f"{name} {a or 'none'} and not {b or 'none'}" for name, (a, b) in pairs.items() if a != b
+        f"{name} {actual or 'none'} and not {expected or 'none'}"
+        for name, (actual, expected) in pairs.items()
+        if actual != expected
     )
 
 
 def ports(nodes: Sequence[Facts], site: Site) -> Finding:
     """Checks that processes on different nodes reach each other, as training needs it."""
     clients = [node for node in nodes if node.rank > 0]
-    cut = [node for node in clients if not node.reached]
-    if cut:
-        found = f"{cut[0].host} does not reach {nodes[0].host} ({cut[0].tried})"
+    isolated = [node for node in clients if not node.reached]
+    if isolated:
+        found = f"{isolated[0].host} does not reach {nodes[0].host} ({isolated[0].tried})"
         return Finding(
             "FAIL", "between nodes", found, "a firewall between nodes? Ask the staff; until then site.nodes=1"
         )
     if not clients:
         return ok("between nodes", "the site asks for one node" if site.nodes == 1 else "one node answered")
-    reached = ", ".join(sorted({str(node.reached) for node in clients}))
-    return ok("between nodes", f"{clients[0].host} reached {nodes[0].host} at {reached}")
+    addresses = ", ".join(sorted({str(node.reached) for node in clients}))
+    return ok("between nodes", f"{clients[0].host} reached {nodes[0].host} at {addresses}")
 
 
-def clocks(here: Facts, nodes: Sequence[Facts], submitted: float, seen: Sequence[float]) -> Finding:
+def clocks(
+    local_facts: Facts, nodes: Sequence[Facts], submitted: float, seen_times: Sequence[float]
+) -> Finding:
     """Checks how far clocks differ, by the file system's clock and by the order of events."""
-    # A node cannot have written before the job was submitted, nor after its file was seen here.
-    apart = {}
-    for node, when in zip(nodes, seen, strict=True):
-        by_order = max(0.0, node.wrote - when) + max(0.0, submitted - node.wrote)
-        apart[node.host] = max(abs(node.ahead_s - here.ahead_s), by_order)
-    worst = max(apart, key=lambda host: apart[host])
-    if apart[worst] < SKEW_S:
+    # A node cannot have written before the job was submitted, or after its file was seen here.
+    skews = {}
+    for node, seen_time in zip(nodes, seen_times, strict=True):
+        by_order = max(0.0, node.wrote - seen_time) + max(0.0, submitted - node.wrote)
+        skews[node.host] = max(abs(node.ahead_s - local_facts.ahead_s), by_order)
+    worst_host = max(skews, key=lambda host: skews[host])
+    if skews[worst_host] < SKEW_S:
         return ok("clocks", f"within {SKEW_S:.0f} s")
     advice = "tell the staff: heartbeats and times of runs will look wrong"
-    return Finding("warn", "clocks", f"that of {worst} is {apart[worst]:.0f} s off", advice)
+    return Finding("warn", "clocks", f"that of {worst_host} is {skews[worst_host]:.0f} s off", advice)
 
 
 def tracking(facts: Sequence[Facts], uri: str, where: str) -> Finding:
     """Checks that the tracking server answers."""
-    cut = next((node for node in facts if node.tracking), None)
-    if cut is None:
+    failing_node = next((node for node in facts if node.tracking), None)
+    if failing_node is None:
         return ok("tracking", f"{uri} answers {where}")
     advice = "runs keep all they measure; `sync`, typed where the server answers, forwards it"
-    return Finding("warn", "tracking", f"{uri} does not answer {where}: {cut.tracking}", advice)
+    return Finding("warn", "tracking", f"{uri} does not answer {where}: {failing_node.tracking}", advice)

@@ -110,10 +110,10 @@ def _clock(folder: Path, rank: int) -> tuple[float, float]:
     before = time.time()
     path.write_bytes(b"1")
     after = time.time()
-    changed = path.stat().st_mtime
+    modified = path.stat().st_mtime
     path.unlink()
     # Anything within the time that the writing took is no difference.
-    return after, max(0.0, before - changed) - max(0.0, changed - after)
+    return after, max(0.0, before - modified) - max(0.0, modified - after)
 
 
 def gpus() -> list[str]:
@@ -122,17 +122,17 @@ def gpus() -> list[str]:
     names = _nvidia_smi() or [path.name for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
     if visible is None:
         return names
-    chosen = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return names[: len(chosen)]
+    visible_ids = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return names[: len(visible_ids)]
 
 
 def _nvidia_smi() -> list[str]:
     """Reads `GPU 0: NVIDIA A100-SXM4-80GB (UUID: …)` as NVIDIA A100-SXM4-80GB; of a GPU in parts, these."""
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        process = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    lines = [line.strip() for line in done.stdout.splitlines() if "UUID" in line]
+    lines = [line.strip() for line in process.stdout.splitlines() if "UUID" in line]
     parts = [line.split("Device")[0].strip() for line in lines if line.startswith("MIG")]
     return parts or [line.split(": ", 1)[1].split(" (UUID")[0] for line in lines if ": " in line]
 
@@ -176,11 +176,11 @@ def mounts() -> list[Mount]:
     return [Mount(part.mountpoint, part.fstype) for part in psutil.disk_partitions(all=True)]
 
 
-def mount_of(path: Path, known: Iterable[Mount] | None = None) -> Mount:
+def mount_of(path: Path, candidates: Iterable[Mount] | None = None) -> Mount:
     """Returns the mount on which the path lies, or would lie once it is made."""
     folder = os.path.realpath(path)
     nearest = Mount("/", "unknown")
-    for mount in mounts() if known is None else known:
+    for mount in mounts() if candidates is None else candidates:
         inside = folder == mount.point or folder.startswith(mount.point.rstrip("/") + "/")
         # Of two on one point, the later hides the earlier.
         if inside and len(mount.point) >= len(nearest.point):
@@ -191,8 +191,8 @@ def mount_of(path: Path, known: Iterable[Mount] | None = None) -> Mount:
 def temporary(path: Path) -> bool:
     """Returns whether it lies in a machine's own folders of temporary files."""
     folder = os.path.realpath(path)
-    places = {os.path.realpath(place) for place in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir())}  # noqa: S108
-    return any(folder == place or folder.startswith(place + "/") for place in places)
+    roots = {os.path.realpath(root) for root in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir())}  # noqa: S108
+    return any(folder == root or folder.startswith(root + "/") for root in roots)
 
 
 def existing(path: Path) -> Path:
@@ -213,11 +213,11 @@ def listen(folder: Path, size: int) -> None:
     nonce = secrets.token_hex(8)
     with socket.create_server(("", 0), backlog=size) as server:
         server.settimeout(1.0)
-        place = {"hosts": pool.addresses(), "port": server.getsockname()[1], "nonce": nonce}
-        write_atomic(folder / "port.json", json.dumps(place))
+        address = {"hosts": pool.addresses(), "port": server.getsockname()[1], "nonce": nonce}
+        write_atomic(folder / "port.json", json.dumps(address))
         deadline = time.monotonic() + MEET_S
-        others = [folder / f"node-{rank}.json" for rank in range(1, size)]
-        while time.monotonic() < deadline and not all(path.exists() for path in others):
+        reports = [folder / f"node-{rank}.json" for rank in range(1, size)]
+        while time.monotonic() < deadline and not all(path.exists() for path in reports):
             with suppress(OSError):
                 client, _ = server.accept()
                 with client:
@@ -227,23 +227,23 @@ def listen(folder: Path, size: int) -> None:
 def reach(folder: Path) -> tuple[str, str]:
     """Returns the address under which the first machine answered, or empty; and what was tried."""
     deadline = time.monotonic() + MEET_S
-    place = None
-    while place is None and time.monotonic() < deadline:
+    address = None
+    while address is None and time.monotonic() < deadline:
         os.listdir(folder)  # makes a network file system look again
-        place = read_json(folder / "port.json")
+        address = read_json(folder / "port.json")
         time.sleep(0.1)
-    if place is None:
+    if address is None:
         return "", "no address was published within a minute"
-    tried = f"{', '.join(place['hosts'])} port {place['port']}"
-    return next((host for host in place["hosts"] if _answers(host, place)), ""), tried
+    tried = f"{', '.join(address['hosts'])} port {address['port']}"
+    return next((host for host in address["hosts"] if _answers(host, address)), ""), tried
 
 
-def _answers(host: str, place: Mapping[str, Any]) -> bool:
+def _answers(host: str, address: Mapping[str, Any]) -> bool:
     """Returns whether it is the one that published the address: others may listen there too."""
     try:
-        with socket.create_connection((host, place["port"]), ANSWER_S) as connection:
+        with socket.create_connection((host, address["port"]), ANSWER_S) as connection:
             connection.settimeout(ANSWER_S)
-            return connection.recv(64) == str(place["nonce"]).encode()
+            return connection.recv(64) == str(address["nonce"]).encode()
     except OSError:
         return False
 
@@ -256,14 +256,14 @@ def read(path: Path) -> Facts | None:
     content = read_json(path)
     if content is None:
         return None
-    known = {fact.name for fact in fields(Facts)}
-    return Facts(**{key: value for key, value in content.items() if key in known})
+    fact_names = {fact.name for fact in fields(Facts)}
+    return Facts(**{key: value for key, value in content.items() if key in fact_names})
 
 
 def main(folder: Path, tracking: str | None, rank: int, size: int) -> None:
     """Writes the facts of one rank into the folder; the first then waits for the others to connect."""
-    seen = facts(folder, rank, tracking)
-    content = asdict(seen)
+    own_facts = facts(folder, rank, tracking)
+    content = asdict(own_facts)
     if size > 1 and rank > 0:
         content["reached"], content["tried"] = reach(folder)
     write_atomic(folder / f"node-{rank}.json", json.dumps(content))

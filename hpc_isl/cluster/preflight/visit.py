@@ -47,7 +47,7 @@ class Visit:
 
     Attributes:
         folder: in which the nodes write.
-        nodes: that are to write.
+        nodes: how many are to write.
         job: Slurm's name of it; empty: it was refused.
         refused: sbatch's output then.
         submitted: when, by the clock of this machine.
@@ -70,7 +70,7 @@ class Outcome:
         seen: when each was seen here, by this machine's clock.
         state, reason: Slurm's last answer about the job.
         patient: whether it was waited for to its end.
-        log: the job's own last lines.
+        last_lines: of the job's own log.
     """
 
     facts: tuple[Facts, ...] = ()
@@ -84,14 +84,14 @@ class Outcome:
 @contextmanager
 def visiting(site: Site, folder: Path, tracking: str | None) -> Iterator[Visit]:
     """Submits the job, and leaves none behind, whenever it is interrupted."""
-    made: Visit | None = None
+    visit: Visit | None = None
     try:
         with uninterrupted():
-            made = _submitted(site, folder, tracking)
-        yield made
+            visit = _submitted(site, folder, tracking)
+        yield visit
     finally:
-        if made is not None and made.job:
-            _end(made)
+        if visit is not None and visit.job:
+            _end(visit)
 
 
 def _submitted(site: Site, folder: Path, tracking: str | None) -> Visit:
@@ -111,14 +111,14 @@ def _flags(site: Site, folder: Path, nodes: int) -> Iterator[str]:
     """Yields the flags of sbatch; the site's own replace ours."""
     # Little memory, so that the job starts soon; by default the cluster's.
     memory = site.memory and min(site.memory, MEMORY, key=megabytes)
-    given: dict[str, object] = {
+    flags: dict[str, object] = {
         "job-name": "hpc-isl-doctor", "nodes": nodes, "ntasks-per-node": 1, "cpus-per-task": site.cpus or 1,
         "time": MINUTES, "mem": memory, "gpus-per-node": site.visible_gpus or None,
         "partition": site.partition, "account": site.account, "qos": site.qos,
         "constraint": site.constraint, "reservation": site.reservation, "chdir": folder,
         "output": str(folder / "job.log").replace("%", "%%"), "no-requeue": True,
     }  # fmt: skip
-    for key, value in merged(given, site.sbatch).items():
+    for key, value in merged(flags, site.sbatch).items():
         yield f"--{key}" if value is True else f"--{key}={value}"
 
 
@@ -138,27 +138,27 @@ def script(site: Site, folder: Path, tracking: str | None) -> str:
 # ---------------------------------------------------------------- until it ends
 
 
-def wait(made: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome:
+def wait(visit: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome:
     """Waits for all nodes to write, and logs what Slurm says meanwhile."""
-    began, logged, seen = time.monotonic(), "", dict[int, float]()
+    start_time, logged_state, seen_times = time.monotonic(), "", dict[int, float]()
     job: QueuedJob | None = None
-    while len(seen) < made.nodes and not (job and _is_over(job)):
-        if time.monotonic() - began > patience_s:
-            return _outcome(made, seen, job, patient=False)
-        job = _ask_slurm(made) or job
-        now = f"{job.state} ({job.reason})" if job and job.reason else job.state if job else ""
-        if now and now != logged:
-            log(f"job {made.job}: {now}")
-            logged = now
-        _look(made, seen)
+    while len(seen_times) < visit.nodes and not (job and _is_over(job)):
+        if time.monotonic() - start_time > patience_s:
+            return _outcome(visit, seen_times, job, patient=False)
+        job = _ask_slurm(visit) or job
+        job_state = f"{job.state} ({job.reason})" if job and job.reason else job.state if job else ""
+        if job_state and job_state != logged_state:
+            log(f"job {visit.job}: {job_state}")
+            logged_state = job_state
+        _look(visit, seen_times)
         time.sleep(POLL_S)
     if job is not None and job.state in ENDED:
         # What was written in the job's last moments comes late on a network file system.
-        deadline = time.monotonic() + (LATE_S if seen or not _log(made) else 1.0)
-        while len(seen) < made.nodes and time.monotonic() < deadline:
-            _look(made, seen)
+        deadline = time.monotonic() + (LATE_S if seen_times or not _log(visit) else 1.0)
+        while len(seen_times) < visit.nodes and time.monotonic() < deadline:
+            _look(visit, seen_times)
             time.sleep(POLL_S)
-    return _outcome(made, seen, job)
+    return _outcome(visit, seen_times, job)
 
 
 def _is_over(job: QueuedJob) -> bool:
@@ -166,49 +166,51 @@ def _is_over(job: QueuedJob) -> bool:
     return waits_for_ever or job.state in ENDED
 
 
-def _ask_slurm(made: Visit) -> QueuedJob | None:
+def _ask_slurm(visit: Visit) -> QueuedJob | None:
     """Returns what Slurm says about the job; one that it has forgotten has ended."""
-    answer = queue([made.job], *cluster_of(made.site))
+    answer = queue([visit.job], *cluster_of(visit.site))
     if answer is None:
         return None
-    return answer.get(made.job, QueuedJob("COMPLETED"))
+    return answer.get(visit.job, QueuedJob("COMPLETED"))
 
 
-def _look(made: Visit, seen: dict[int, float]) -> None:
-    os.listdir(made.folder)  # makes a network file system look again
-    for rank in range(made.nodes):
-        if rank not in seen and _report(made, rank).exists():
-            seen[rank] = time.time()
+def _look(visit: Visit, seen_times: dict[int, float]) -> None:
+    os.listdir(visit.folder)  # makes a network file system look again
+    for rank in range(visit.nodes):
+        if rank not in seen_times and _report(visit, rank).exists():
+            seen_times[rank] = time.time()
 
 
-def _report(made: Visit, rank: int) -> Path:
-    return made.folder / f"node-{rank}.json"
+def _report(visit: Visit, rank: int) -> Path:
+    return visit.folder / f"node-{rank}.json"
 
 
-def _outcome(made: Visit, seen: dict[int, float], job: QueuedJob | None, patient: bool = True) -> Outcome:
-    read = {rank: probe.read(_report(made, rank)) for rank in sorted(seen)}
-    facts = {rank: known for rank, known in read.items() if known is not None}
+def _outcome(
+    visit: Visit, seen_times: dict[int, float], job: QueuedJob | None, patient: bool = True
+) -> Outcome:
+    answers = {rank: probe.read(_report(visit, rank)) for rank in sorted(seen_times)}
+    facts = {rank: answer for rank, answer in answers.items() if answer is not None}
     return Outcome(
-        tuple(facts.values()), tuple(seen[rank] for rank in facts),
-        job.state if job else "", job.reason if job else "", patient, tuple(_log(made)[-8:]),
+        tuple(facts.values()), tuple(seen_times[rank] for rank in facts),
+        job.state if job else "", job.reason if job else "", patient, tuple(_log(visit)[-8:]),
     )  # fmt: skip
 
 
-def _log(made: Visit) -> list[str]:
+def _log(visit: Visit) -> list[str]:
     try:
-        text = (made.folder / "job.log").read_text(errors="replace")
+        text = (visit.folder / "job.log").read_text(errors="replace")
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _end(made: Visit) -> None:
+def _end(visit: Visit) -> None:
     """Waits a moment for a job that has reported; any other is cancelled."""
     deadline = time.monotonic() + 5.0
-    while all(_report(made, rank).exists() for rank in range(made.nodes)) and time.monotonic() < deadline:
-        job = _ask_slurm(made)
+    while all(_report(visit, rank).exists() for rank in range(visit.nodes)) and time.monotonic() < deadline:
+        job = _ask_slurm(visit)
         if job is None or job.state in ENDED:
             return
         time.sleep(POLL_S)
-    conf, cluster = cluster_of(made.site)
-    ask(["scancel", made.job], conf, cluster=cluster)
+    conf, cluster = cluster_of(visit.site)
+    ask(["scancel", visit.job], conf, cluster=cluster)

@@ -52,32 +52,32 @@ def find(name: str, *roots: Path) -> Run:
             run = Run(Path(os.path.realpath(folder) if folder.is_symlink() else os.path.abspath(folder)))
             refuse_removed(run.array or run)
             return run
-    known = [run for root in roots for run in all_runs(root)]
+    runs = [run for root in roots for run in all_runs(root)]
     array, _, element = name.partition("/")
-    arrays = [run for run in known if run.name == array]
+    arrays = [run for run in runs if run.name == array]
     labels = {member.name: member for run in arrays for member in run.elements() if member.array}
     if element and labels:
         if element in labels:
             return labels[element]
         raise UserError(f"{name!r}: no such element; {nearest(element, labels)}")
-    return _only_one(name, [run for run in known if run.name == name], known, roots)
+    return _only_one(name, [run for run in runs if run.name == name], runs, roots)
 
 
-def _only_one(name: str, named: Sequence[Run], known: Sequence[Run], roots: Sequence[Path]) -> Run:
-    own = [run for run in named if run.root == roots[0]] or named
-    if not own:
+def _only_one(name: str, matches: Sequence[Run], runs: Sequence[Run], roots: Sequence[Path]) -> Run:
+    candidates = [run for run in matches if run.root == roots[0]] or matches
+    if not candidates:
         # A run that was removed keeps its folder: that it was is a better answer than that there is none.
         for word in (name, name.partition("/")[0]):
             for folder in (path for root in roots for path in root.glob(f"*/{glob.escape(word)}")):
                 refuse_removed(Run(folder))
-        names = dict.fromkeys(run.name for run in reversed(known))
+        names = dict.fromkeys(run.name for run in reversed(runs))
         raise UserError(f"{name!r}: no such run in {listed(roots)}; {nearest(name, names)}. {ELSEWHERE}")
-    if len({run.root for run in own}) > 1:
-        where = listed(list(dict.fromkeys(run.root for run in own)))
-        raise UserError(f"{name!r}: there is such a run in {where}; add --site NAME, or write its folder")
-    if len(own) > 1:
-        raise UserError(f"{name!r}: two stages have such a run; write {' or '.join(map(_long, own))}")
-    return own[0]
+    if len({run.root for run in candidates}) > 1:
+        places = listed(list(dict.fromkeys(run.root for run in candidates)))
+        raise UserError(f"{name!r}: there is such a run in {places}; add --site NAME, or write its folder")
+    if len(candidates) > 1:
+        raise UserError(f"{name!r}: two stages have such a run; write {' or '.join(map(_long, candidates))}")
+    return candidates[0]
 
 
 def refuse_removed(run: Run) -> None:
@@ -87,8 +87,8 @@ def refuse_removed(run: Run) -> None:
         UserError: they were.
     """
     if facts := run.removed:
-        when = facts["time"][:10]
-        raise UserError(f"{run.stage} {run.name!r} was removed on {when}; {run.folder} tells what it was")
+        day = facts["time"][:10]
+        raise UserError(f"{run.stage} {run.name!r} was removed on {day}; {run.folder} tells what it was")
 
 
 def listed(roots: Sequence[Path]) -> str:
@@ -103,11 +103,11 @@ def resolved(recipe: Recipe, *roots: Path) -> Recipe:
     """Returns the recipe with the runs that it names as folders: its stage does not know `roots`."""
     changes: dict[str, Any] = {}
     for key in recipe.RUNS:
-        given = getattr(recipe, key)
-        if isinstance(given, list):
-            changes[key] = [find(str(name), *roots).folder for name in given]
-        elif given is not None:
-            changes[key] = find(str(given), *roots).folder
+        value = getattr(recipe, key)
+        if isinstance(value, list):
+            changes[key] = [find(str(name), *roots).folder for name in value]
+        elif value is not None:
+            changes[key] = find(str(value), *roots).folder
     return recipe.model_copy(update=changes) if changes else recipe
 
 
@@ -158,7 +158,7 @@ class RunRequest:
 
     Attributes:
         stage: that computes it, or each element.
-        recipe: of the run; of an array, what was swept over what.
+        recipe: of the run; of an array, the recipe of the sweep.
         site: with the part that the stage can use.
         name: of the run folder; None: a free one.
         after: runs that must be done before.
@@ -222,9 +222,9 @@ def make_element(
 
     `deferred`: it is planned when its job starts.
     """
-    own = provenance.again(content, plan) | _deferred(element, request)
+    record = provenance.again(content, plan) | _deferred(element, request)
     _make_folder(element, request.site)
-    _write_records(element, plan.recipe, request.site, own | ({"planned": False} if deferred else {}))
+    _write_records(element, plan.recipe, request.site, record | ({"planned": False} if deferred else {}))
 
 
 def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], argv: tuple[str, ...]) -> None:
@@ -237,11 +237,13 @@ def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], arg
 
 def _deferred(run: Run, request: RunRequest) -> dict[str, Any]:
     # Named from the run's own folder: they may be moved together.
-    before = [
-        os.path.relpath(other.folder, run.folder) if other.root == run.root else str(other.folder)
-        for other in request.after
+    paths = [
+        os.path.relpath(earlier_run.folder, run.folder)
+        if earlier_run.root == run.root
+        else str(earlier_run.folder)
+        for earlier_run in request.after
     ]
-    return {"planned": False, "after": before} if before else {}
+    return {"planned": False, "after": paths} if paths else {}
 
 
 def _write_records(run: Run, recipe: Any, site: Site, content: Mapping[str, Any]) -> None:
@@ -287,5 +289,5 @@ def is_final_element(run: Run) -> bool:
 def with_final_element(array: Run, members: Sequence[Run]) -> list[Run]:
     """Returns these elements of the array, and after them the final one unless it is done."""
     final = final_element(array)
-    others = [member for member in members if member != final]
-    return [*others, final] if final and final.summary() is None else others
+    other_members = [member for member in members if member != final]
+    return [*other_members, final] if final and final.summary() is None else other_members

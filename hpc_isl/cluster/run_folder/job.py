@@ -233,24 +233,24 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     Args:
         at_time_limit: as far as this rank knows; another may know more, and so does Slurm.
     """
-    others = [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
+    records = [attempt.folder / f"rank-{rank}.json" for rank in range(1, attempt.size)]
     # A barrier through the run folder: all other ranks have written their exit records.
     deadline = time.monotonic() + OTHERS_LEAVE_S
-    while any(not (read_json(path) or {}).get("exit") for path in others) and time.monotonic() < deadline:
+    while any(not (read_json(path) or {}).get("exit") for path in records) and time.monotonic() < deadline:
         time.sleep(0.5)
-    wanted = _slurm_wants_it(job)
-    if wanted is None:
-        wanted = at_time_limit or any((read_json(path) or {}).get("overdue") for path in others)
-    if not wanted:
+    to_continue = _slurm_wants_it(job)
+    if to_continue is None:
+        to_continue = at_time_limit or any((read_json(path) or {}).get("overdue") for path in records)
+    if not to_continue:
         return "stopped by Slurm or by scancel"
     if attempt.run.cancelled.exists():
         return "stopped: the run was cancelled"
     if not _advanced(attempt):
-        what = "checkpoint" if attempt.run.checkpoints.is_dir() else "result"
-        return f"stopped at the time limit without a new {what}: not started again; give it more time"
+        product = "checkpoint" if attempt.run.checkpoints.is_dir() else "result"
+        return f"stopped at the time limit without a new {product}: not started again; give it more time"
     code, _, errors = ask(["scontrol", "requeue", job], patience_s=REQUEUE_S)
-    if code and (asked := os.environ.get(ASK)):
-        write_atomic(Path(asked), f"{attempt.folder / REFUSAL}\n")
+    if code and (requeue_file := os.environ.get(ASK)):
+        write_atomic(Path(requeue_file), f"{attempt.folder / REFUSAL}\n")
         return None
     return f"stopped; not started again: {errors}" if code else None
 
@@ -267,15 +267,15 @@ def _slurm_wants_it(job: str) -> bool | None:
     return False if re.search(r"JobState=(COMPLETING|CANCELLED)", out) else None
 
 
-def requeue_from_outside(asked: Path, job: str) -> str:
-    """Requeues the job where its ranks asked for it with the file `asked`, or returns the reason why not.
+def requeue_from_outside(requeue_file: Path, job: str) -> str:
+    """Requeues the job where its ranks asked for it with `requeue_file`, or returns the reason why not.
 
-    Ranks in a container have no scontrol, nor have those of a node on whose PATH it does not lie.
+    Ranks have no scontrol in a container, or on a node where it is not on their PATH.
     """
-    if not asked.is_file():
+    if not requeue_file.is_file():
         return ""
-    refusal = Path(asked.read_text().strip())
-    asked.unlink()
+    refusal = Path(requeue_file.read_text().strip())
+    requeue_file.unlink()
     code, _, errors = ask(["scontrol", "requeue", job], patience_s=REQUEUE_S)
     if code:
         write_atomic(refusal, f"{errors}\n")

@@ -61,8 +61,8 @@ def record(recipe: Recipe, argv: list[str], plan: Plan | None = None) -> dict[st
 
 def _environment() -> dict[str, str]:
     """Returns the variables that may matter; an address loses its password."""
-    kept = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(name)}
-    return {name: re.sub(r"://[^/@]*@", "://", value) for name, value in kept.items()}
+    variables = {name: value for name, value in sorted(os.environ.items()) if ENVIRONMENT.fullmatch(name)}
+    return {name: re.sub(r"://[^/@]*@", "://", value) for name, value in variables.items()}
 
 
 def again(content: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
@@ -120,12 +120,12 @@ def commit() -> dict[str, str | None]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None
 
 
 def difference() -> str:
@@ -167,9 +167,9 @@ def standing_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def python_path(first: Path) -> str:
-    """Returns PYTHONPATH with which a process finds the package that lies in `first`."""
-    return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))
+def python_path(folder: Path) -> str:
+    """Returns PYTHONPATH with which a process finds the package that lies in `folder`."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 def import_path() -> str:

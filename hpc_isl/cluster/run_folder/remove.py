@@ -25,7 +25,7 @@ KEPT_BELOW = {"done": None, "model": "contract.json"}
 
 @dataclass(frozen=True)
 class Removal:
-    """What removing a run would do.
+    """The effects of removing a run.
 
     Attributes:
         users: runs, arrays and chains that use its model, or that it is a step of.
@@ -83,21 +83,25 @@ def _going(run: Run) -> Iterator[Path]:
     for folder, folders, names in os.walk(run.folder):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in (*links, *names):
-            above = Path(folder).name
-            kept = name in KEPT or (above in KEPT_BELOW and KEPT_BELOW[above] in (None, name))
-            if not kept:
+            parent = Path(folder).name
+            stays = name in KEPT or (parent in KEPT_BELOW and KEPT_BELOW[parent] in (None, name))
+            if not stays:
                 yield Path(folder, name)
 
 
 def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
     """Yields the runs that use the run: each array once, and none of its own elements."""
     seen = {run}
-    for other in runs:
-        steps = other.elements() if other.stage == "chain" else []
-        named = [folder for member in uses.computing_runs([other]) for folder in uses.models_used(member)]
-        if other not in seen and any(_is_in(folder, run) for folder in (*(s.folder for s in steps), *named)):
-            seen.add(other)
-            yield other
+    for candidate in runs:
+        steps = candidate.elements() if candidate.stage == "chain" else []
+        model_folders = [
+            folder for member in uses.computing_runs([candidate]) for folder in uses.models_used(member)
+        ]
+        if candidate not in seen and any(
+            _is_in(folder, run) for folder in (*(step.folder for step in steps), *model_folders)
+        ):
+            seen.add(candidate)
+            yield candidate
 
 
 def _is_in(folder: Path, run: Run) -> bool:
@@ -110,9 +114,9 @@ def _stays(run: Run) -> Iterator[str]:
         yield from (f"{step.stage} {step.name}, a step of it" for step in run.elements())
         return
     for member in uses.computing_runs([run]):
-        for what, path in (member.summary() or {}).get("made", {}).items():
+        for label, path in (member.summary() or {}).get("made", {}).items():
             if not Path(path).is_relative_to(run.folder):
-                yield f"{what}: {path}"
+                yield f"{label}: {path}"
         yield from _labels(member)
     yield f"record, recipe and contract: {run.folder}"
     if (run.folder / "tracking.json").exists():

@@ -34,7 +34,9 @@ def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
         return []
     folder = run.attempts / str(numbers[-1])
     with suppress(FileNotFoundError):
-        names = (n for n in os.listdir(folder) if n.startswith("rank-") and n.endswith(".json"))
+        names = (
+            entry for entry in os.listdir(folder) if entry.startswith("rank-") and entry.endswith(".json")
+        )
         records = (record for name in names if (record := read_json(folder / name)))
         return sorted(records, key=lambda record: int(record["rank"]))
     return []
@@ -42,8 +44,8 @@ def ranks(run: Run, number: int | None = None) -> list[dict[str, Any]]:
 
 def first_failure(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Returns the record of the rank that failed first: the others often only lost their partner."""
-    failed = [record for record in records if record.get("outcome") in ("failed", "mistake")]
-    return min(failed, key=lambda record: str(record["exit"]), default=None)
+    failures = [record for record in records if record.get("outcome") in ("failed", "mistake")]
+    return min(failures, key=lambda record: str(record["exit"]), default=None)
 
 
 def all_stopped(records: Sequence[Mapping[str, Any]]) -> bool:
@@ -65,8 +67,8 @@ def last_seen(records: Sequence[Mapping[str, Any]]) -> str:
 def why_stopped(run: Run, records: Sequence[Mapping[str, Any]]) -> str:
     """Returns why the job was not started again, as rank 0 noted it, or the shell that was asked to do it."""
     refusal = run.attempts / str(run.attempt_numbers()[-1]) / REFUSAL
-    text = refusal.read_text(errors="replace").strip() if refusal.is_file() else ""
-    return f"not started again: {first_line(text)}" if text else str(records[0].get("reason", ""))
+    reason = refusal.read_text(errors="replace").strip() if refusal.is_file() else ""
+    return f"not started again: {first_line(reason)}" if reason else str(records[0].get("reason", ""))
 
 
 def job_output(run: Run, lines: int) -> list[str]:
@@ -90,7 +92,7 @@ def age_s(moment: str) -> float:
 def first_line(text: str) -> str:
     """Returns a message in one line: a heading such as `3 problems:` with the first line below it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    end = next((at for at, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    end = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
     return " ".join(lines[: end + 1])
 
 
@@ -102,19 +104,19 @@ def span(run: Run) -> tuple[int, int] | None:
     """
     spans: list[tuple[str, str]] = []
     for member in run.elements() or [run]:
-        done = (member.summary() or {}).get("time")
+        done_time = (member.summary() or {}).get("time")
         records = [record for number in member.attempt_numbers() for record in ranks(member, number)]
         spans += [
-            (record["start"], done or record.get("exit") or record["heartbeat"])
+            (record["start"], done_time or record.get("exit") or record["heartbeat"])
             for record in records
             if "start" in record
         ]
-        if done and not records:
-            spans.append((done, done))
+        if done_time and not records:
+            spans.append((done_time, done_time))
     if not spans:
         return None
     starts, ends = zip(*spans, strict=True)
-    start, end = (int(datetime.fromisoformat(t).timestamp() * 1000) for t in (min(starts), max(ends)))
+    start, end = (int(datetime.fromisoformat(time).timestamp() * 1000) for time in (min(starts), max(ends)))
     return start, max(start, end)
 
 
@@ -185,11 +187,11 @@ def status_of(run: Run) -> RunStatus:
 def statuses(runs: Sequence[Run]) -> dict[Run, RunStatus]:
     """Returns the status of each run; a cluster's queue is asked once for all of them."""
     members = {run: run.elements() for run in runs}
-    single = list(dict.fromkeys(member for run in runs for member in (members[run] or [run])))
+    single_runs = list(dict.fromkeys(member for run in runs for member in (members[run] or [run])))
     # Slurm is not asked about a run that has its done record: what it says would change nothing.
-    newest = submissions.newest_of(run for run in single if run.summary() is None)
-    answers = job_states(newest)
-    by_run = {run: _status(run, newest.get(run, {}), answers.get(run)) for run in single}
+    newest_submissions = submissions.newest_of(run for run in single_runs if run.summary() is None)
+    answers = job_states(newest_submissions)
+    by_run = {run: _status(run, newest_submissions.get(run, {}), answers.get(run)) for run in single_runs}
     return {
         run: _of_array(run, [by_run[member] for member in members[run]]) if members[run] else by_run[run]
         for run in runs
@@ -202,9 +204,9 @@ def _of_array(run: Run, members: Sequence[RunStatus]) -> RunStatus:
     state = next((state for state in RunState if counts[state]), RunState.NEW)
     unheard = next((member.unheard for member in members if member.unheard), "")
     detail = ", ".join(f"{counts[state]} {state}" for state in reversed(RunState) if counts[state])
-    waits = read_json(run.folder / "waits.json")
-    if waits and state == RunState.NEW:
-        return RunStatus(RunState.STOPPED, f"{detail}; waits for a person: {waits['stop']}")
+    open_stop = read_json(run.folder / "waits.json")
+    if open_stop and state == RunState.NEW:
+        return RunStatus(RunState.STOPPED, f"{detail}; waits for a person: {open_stop['stop']}")
     return RunStatus(state, "; ".join(filter(None, [detail, unheard])), unheard=unheard)
 
 
@@ -213,16 +215,16 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return RunStatus(RunState.DONE)
     if not run.attempt_numbers():
         return RunStatus(RunState.NEW, "not started")
-    records, queued = ranks(run), _of_job(answer)
-    if queued is not None and queued.alive:
-        return replace(queued, detail=TORN) if submission.get("torn") else queued
+    records, job_status = ranks(run), _of_job(answer)
+    if job_status is not None and job_status.alive:
+        return replace(job_status, detail=TORN) if submission.get("torn") else job_status
     if isinstance(answer, NoAnswer):
         return _unheard(run, records, answer.why)
     if failure := first_failure(records):
-        return _failed(run, failure, queued)
+        return _failed(run, failure, job_status)
     forgotten = answer is None and submission.get("job")
-    reported = _reported_by_job(run) if forgotten else None
-    if reported is None and answer is None and _lives(submission, records):
+    job_report = _reported_by_job(run) if forgotten else None
+    if job_report is None and answer is None and _lives(submission, records):
         if records:
             return RunStatus(RunState.RUNNING, "", records[0].get("node", ""))
         if submission.get("executor") == "slurm":
@@ -230,7 +232,7 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return RunStatus(RunState.QUEUED, "waits for its turn") if run.array else RunStatus(RunState.RUNNING)
     if submission.get("ended") and not records and not run.cancelled.exists():
         return RunStatus(RunState.STOPPED, "before its turn came")
-    return _ended(run, records, queued)
+    return _ended(run, records, job_status)
 
 
 def _of_job(answer: QueuedJob | NoAnswer | None) -> RunStatus | None:
@@ -246,62 +248,62 @@ def _of_job(answer: QueuedJob | NoAnswer | None) -> RunStatus | None:
     return RunStatus(state, detail, answer.node, answer.left)
 
 
-def _unheard(run: Run, records: Sequence[Mapping[str, Any]], why: str) -> RunStatus:
+def _unheard(run: Run, records: Sequence[Mapping[str, Any]], reason: str) -> RunStatus:
     """Returns the status of a run whose job Slurm does not report.
 
     Unless it was cancelled, Slurm may have the job, and start it again whatever the folder tells.
     """
     is_beating, failure = beating(records), first_failure(records)
     if run.cancelled.exists() and not is_beating:
-        return RunStatus(RunState.CANCELLED, why)
+        return RunStatus(RunState.CANCELLED, reason)
     if failure:
-        status = _failed(run, failure, None)
+        run_status = _failed(run, failure, None)
     elif all_stopped(records):
-        status = RunStatus(RunState.STOPPED, why_stopped(run, records))
+        run_status = RunStatus(RunState.STOPPED, why_stopped(run, records))
     elif records:
-        seen = "" if is_beating else last_seen(records)
-        status = RunStatus(RunState.RUNNING, seen, str(records[0].get("node", "")))
+        heartbeat_text = "" if is_beating else last_seen(records)
+        run_status = RunStatus(RunState.RUNNING, heartbeat_text, str(records[0].get("node", "")))
     else:
-        status = RunStatus(RunState.QUEUED)
-    return replace(status, detail="; ".join(filter(None, [why, status.detail])), unheard=why)
+        run_status = RunStatus(RunState.QUEUED)
+    return replace(run_status, detail="; ".join(filter(None, [reason, run_status.detail])), unheard=reason)
 
 
-def _failed(run: Run, failure: Mapping[str, Any], queued: RunStatus | None) -> RunStatus:
-    cause = _cause(_reported_by_job(run), queued)
+def _failed(run: Run, failure: Mapping[str, Any], job_status: RunStatus | None) -> RunStatus:
+    cause = _cause(_reported_by_job(run), job_status)
     message = f"rank {failure['rank']}: {first_line(failure['message'])}"
     detail = f"{cause}: {message}" if cause else message
     return RunStatus(RunState.FAILED, detail, failure.get("node", ""), cause=cause)
 
 
-def _cause(reported: RunStatus | None, queued: RunStatus | None) -> str:
+def _cause(job_report: RunStatus | None, job_status: RunStatus | None) -> str:
     """Returns Slurm's word where it says more than that the job failed, else that of the job's own output."""
-    if queued is not None and queued.cause not in ("", "failed"):
-        return queued.cause
-    return reported.cause if reported else ""
+    if job_status is not None and job_status.cause not in ("", "failed"):
+        return job_status.cause
+    return job_report.cause if job_report else ""
 
 
-def _ended(run: Run, records: Sequence[dict[str, Any]], queued: RunStatus | None) -> RunStatus:
+def _ended(run: Run, records: Sequence[dict[str, Any]], job_status: RunStatus | None) -> RunStatus:
     """Returns the status of a run that is not done, that nothing computes, and whose ranks did not fail."""
-    if run.cancelled.exists() or (queued and queued.state == RunState.CANCELLED):
-        detail = queued.detail if queued and queued.detail != "cancelled" else ""
+    if run.cancelled.exists() or (job_status and job_status.state == RunState.CANCELLED):
+        detail = job_status.detail if job_status and job_status.detail != "cancelled" else ""
         return RunStatus(RunState.CANCELLED, detail)
     if all_stopped(records):
         return RunStatus(RunState.STOPPED, why_stopped(run, records))
-    reported = _reported_by_job(run)
-    if queued is not None:
-        detail = reported.detail if reported and queued.detail == "failed" else queued.detail
-        return RunStatus(queued.state, detail, queued.node, cause=_cause(reported, queued))
-    return reported or RunStatus(RunState.LOST, last_seen(records))
+    job_report = _reported_by_job(run)
+    if job_status is not None:
+        detail = job_report.detail if job_report and job_status.detail == "failed" else job_status.detail
+        return RunStatus(job_status.state, detail, job_status.node, cause=_cause(job_report, job_status))
+    return job_report or RunStatus(RunState.LOST, last_seen(records))
 
 
 def _reported_by_job(run: Run) -> RunStatus | None:
     """Returns what the job's own output says about its end: a rank that was killed leaves no record."""
     text = "\n".join(job_output(run, 200))
-    died = DIED.search(text)
+    death = DIED.search(text)
     cause = next((cause for cause, pattern in CAUSES.items() if pattern.search(text)), "")
-    if not (died or cause):
+    if not (death or cause):
         return None
-    detail = f"rank {died['rank']} on {died['node']}: {died['how']}" if died else ""
+    detail = f"rank {death['rank']} on {death['node']}: {death['how']}" if death else ""
     return RunStatus(RunState.FAILED, ": ".join(filter(None, [cause, detail])), cause=cause)
 
 

@@ -1,4 +1,4 @@
-"""To what each attempt was submitted, what Slurm says of that, and what it timed: notes in its folder."""
+"""Notes in an attempt's folder: where it was submitted, what Slurm says about its job, and what it timed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Unanswered(UserError):
 
 
 def note(run: Run, attempt: int, site: Site, **facts: object) -> None:
-    """Writes to what this attempt was submitted; the run's site is from now on this one."""
+    """Writes where this attempt was submitted; from now on that is the site of the run."""
     content = {
         "time": now(), "host": socket.gethostname(), "user": os.getuid(), "code": provenance.code_digest(),
         "folder": str(run.folder), "executor": site.executor, **_cluster(site),
@@ -65,10 +65,10 @@ def cluster(submission: Mapping[str, Any]) -> ClusterId:
 
 def is_on(submission: Mapping[str, Any], site: Site) -> bool:
     """Returns whether that site's Slurm has the job."""
-    here = _cluster(site)
-    confs = [submission.get("slurm_conf"), here["slurm_conf"]]
-    same = None in confs or same_place(*confs)
-    return bool(submission.get("job")) and same and submission.get("cluster") == here["cluster"]
+    site_cluster = _cluster(site)
+    confs = [submission.get("slurm_conf"), site_cluster["slurm_conf"]]
+    same_conf = None in confs or same_place(*confs)
+    return bool(submission.get("job")) and same_conf and submission.get("cluster") == site_cluster["cluster"]
 
 
 def newest(run: Run) -> Submission:
@@ -114,10 +114,10 @@ def newest_of(runs: Iterable[Run]) -> dict[Run, Submission]:
         if script.is_symlink():  # submitit renames it once sbatch has printed the job's number
             _complete(submission, os.readlink(script).rpartition("/")[2].partition("_")[0])
             continue
-        asked = (script.stat().st_uid, *cluster(submission))
-        if asked not in answers:
-            answers[asked] = commands.jobs_of_scripts(*asked)
-        jobs = answers[asked]
+        query = (script.stat().st_uid, *cluster(submission))
+        if query not in answers:
+            answers[query] = commands.jobs_of_scripts(*query)
+        jobs = answers[query]
         submission["unheard"], submission["torn"] = jobs is None, True
         _complete(submission, (jobs or {}).get(script.name))
     return by_run
@@ -135,8 +135,8 @@ def watcher(submission: Submission) -> psutil.Process | None:
     with suppress(psutil.Error, KeyError):  # no key: the process noted its end
         process = psutil.Process(submission["pid"])
         # A later process may have the same id.
-        started = abs(process.create_time() - submission["pid_started"]) < 1
-        if started and process.status() != psutil.STATUS_ZOMBIE:
+        is_same = abs(process.create_time() - submission["pid_started"]) < 1
+        if is_same and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 
@@ -146,8 +146,8 @@ def watcher(submission: Submission) -> psutil.Process | None:
 
 def superseded(run: Run, attempt: int, job: str) -> bool:
     """Returns whether the run was submitted again as another job: nothing knows of this one any more."""
-    later = (number for number in run.attempt_numbers() if number > attempt)
-    contents = (read_json(run.attempts / str(number) / "submission.json") for number in later)
+    later_numbers = (number for number in run.attempt_numbers() if number > attempt)
+    contents = (read_json(run.attempts / str(number) / "submission.json") for number in later_numbers)
     return any(content is not None and content.get("job") != job for content in contents)
 
 
@@ -158,8 +158,8 @@ def alone(run: Run) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    with only_writer((run.array or run).folder / ".submit.lock") as mine:
-        if not mine:
+    with only_writer((run.array or run).folder / ".submit.lock") as has_lock:
+        if not has_lock:
             raise UserError(f"{run.label!r} is being started by another process just now; see `status`")
         yield
 
@@ -179,17 +179,17 @@ def job_states(by_run: Mapping[Run, Submission]) -> dict[Run, QueuedJob | NoAnsw
     answers: dict[Run, QueuedJob | NoAnswer] = {
         run: NoAnswer() for run, submission in by_run.items() if submission.get("unheard")
     }
-    for where, names in by_cluster(by_run).items():
-        queued = commands.queue(names.values(), *where)
-        if queued is None:
+    for cluster_id, names in by_cluster(by_run).items():
+        queued_jobs = commands.queue(names.values(), *cluster_id)
+        if queued_jobs is None:
             answers |= dict.fromkeys(names, NoAnswer())
             continue
         # Slurm restarts its numbers now and then: a job of that number in another folder is another job.
-        known = {run: queued[name] for run, name in names.items() if name in queued}
-        answers |= {run: job for run, job in known.items() if _is_of(run, by_run[run], job.folder)}
-        others = [run for run in names if by_run[run].get("user", os.getuid()) != os.getuid()]
-        if (missing := set(others) - set(known)) and commands.hides_jobs_of_others(*where):
-            answers |= dict.fromkeys(missing, NoAnswer(HIDDEN))
+        known_jobs = {run: queued_jobs[name] for run, name in names.items() if name in queued_jobs}
+        answers |= {run: job for run, job in known_jobs.items() if _is_of(run, by_run[run], job.folder)}
+        runs_of_others = [run for run in names if by_run[run].get("user", os.getuid()) != os.getuid()]
+        if (hidden := set(runs_of_others) - set(known_jobs)) and commands.hides_jobs_of_others(*cluster_id):
+            answers |= dict.fromkeys(hidden, NoAnswer(HIDDEN))
     return answers
 
 
@@ -211,7 +211,7 @@ def _is_of(run: Run, submission: Submission, folder: str) -> bool:
     if not folder or submission["executor"] == "allocation":
         return True
     if "workdir" not in submission:
-        return any(same_place(folder, place.folder) for place in (run, run.array or run))
+        return any(same_place(folder, candidate.folder) for candidate in (run, run.array or run))
     # A copy of a run is another run: the folder that was submitted still exists beside it.
     source = submission["folder"]
     copied = os.path.exists(source) and not same_place(source, run.folder)
@@ -223,13 +223,13 @@ def _is_of(run: Run, submission: Submission, folder: str) -> bool:
 
 def machine(site: Site, cpus: int) -> dict[str, Any]:
     """Returns what decides how fast a run computes; nodes of one Slurm partition count as alike."""
-    where = [socket.gethostname(), None]
+    location = [socket.gethostname(), None]
     if site.executor == "slurm":
-        where = [str(site.slurm_conf), site.partition, site.constraint]
+        location = [str(site.slurm_conf), site.partition, site.constraint]
     elif site.executor == "allocation":
-        where = [os.environ.get("SLURM_CLUSTER_NAME"), os.environ.get("SLURM_JOB_PARTITION")]
+        location = [os.environ.get("SLURM_CLUSTER_NAME"), os.environ.get("SLURM_JOB_PARTITION")]
     return {
-        "where": [site.executor, *where], "nodes": site.nodes, "processes": site.per_node, "cpus": cpus,
+        "where": [site.executor, *location], "nodes": site.nodes, "processes": site.per_node, "cpus": cpus,
         "gpus": site.visible_gpus, "workers": site.workers,
     }  # fmt: skip
 
@@ -237,8 +237,8 @@ def machine(site: Site, cpus: int) -> dict[str, Any]:
 def note_timing(attempt: Attempt, site: Site) -> None:
     """Writes what the attempt has timed into its folder; nothing for stages that are not timed."""
     like = (read_json(attempt.run.record) or {}).get("like")
-    if like and (timed := attempt.clock.timed()):
-        content = {"like": like, "machine": machine(site, attempt.cpus), "phases": timed}
+    if like and (phases := attempt.clock.timed()):
+        content = {"like": like, "machine": machine(site, attempt.cpus), "phases": phases}
         write_atomic(attempt.folder / FILE, json.dumps(content, indent=1))
 
 
@@ -247,13 +247,13 @@ def timings(
 ) -> list[tuple[str, Timed]]:
     """Returns the newest timings of runs that were alike, on such a machine."""
     depths = ("*/*", "*/*/*/*")  # of runs, and of elements of arrays
-    paths = [p for root in roots for depth in depths for p in root.glob(f"{depth}/attempts/*/{FILE}")]
-    wanted = json.loads(json.dumps([like, machine_]))  # as they are read back
-    alike: list[tuple[str, Timed]] = []
+    paths = [file for root in roots for depth in depths for file in root.glob(f"{depth}/attempts/*/{FILE}")]
+    expected = json.loads(json.dumps([like, machine_]))  # as they are read back
+    newest_timings: list[tuple[str, Timed]] = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         content = read_json(path) or {}
-        if [content.get("like"), content.get("machine")] == wanted:
-            alike.append((Run(path.parents[2]).label, content["phases"]))
-        if len(alike) == NEWEST:
+        if [content.get("like"), content.get("machine")] == expected:
+            newest_timings.append((Run(path.parents[2]).label, content["phases"]))
+        if len(newest_timings) == NEWEST:
             break
-    return alike
+    return newest_timings

@@ -28,8 +28,8 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, and
 def computing_runs(runs: Iterable[Run]) -> Iterator[Run]:
     """Yields the runs that compute something: of an array its elements."""
     for run in runs:
-        own = [element for element in run.elements() if element.array]
-        yield from own or ([] if run.elements() else [run])
+        elements = [element for element in run.elements() if element.array]
+        yield from elements or ([] if run.elements() else [run])
 
 
 def recipe_of(run: Run) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def recipe_of(run: Run) -> dict[str, Any]:
 def _paths(content: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     """Returns the paths that some keys of a recipe hold, one or a list each."""
     values = [content.get(key) for key in keys]
-    return [str(p) for value in values for p in (value if isinstance(value, list) else [value]) if p]
+    return [str(path) for value in values for path in (value if isinstance(value, list) else [value]) if path]
 
 
 def models_used(run: Run) -> list[Path]:
@@ -64,8 +64,8 @@ def plates_of(run: Run) -> list[Path]:
 def expanded(paths: Iterable[str], folder: Path) -> list[Path]:
     """Returns absolute paths of what a recipe names that was typed in `folder`, with globs expanded."""
     absolute = []
-    for text in paths:
-        path = os.path.join(folder, os.path.expanduser(text))
+    for pattern in paths:
+        path = os.path.join(folder, os.path.expanduser(pattern))
         absolute += sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
     return [Path(os.path.abspath(path)) for path in absolute]
 
@@ -94,8 +94,8 @@ def refuse_used(plate: Path, runs: Iterable[Run]) -> None:
         if run_status.alive
     ]
     if living:
-        more = f" and {len(living) - 5} more" if len(living) > 5 else ""
-        raise UserError(f"{plate} is used by {', '.join(living[:5])}{more}; wait for the end, or cancel")
+        suffix = f" and {len(living) - 5} more" if len(living) > 5 else ""
+        raise UserError(f"{plate} is used by {', '.join(living[:5])}{suffix}; wait for the end, or cancel")
 
 
 def refuse_label_writers(plate: Path, labels: str, runs: Iterable[Run]) -> None:
@@ -163,8 +163,8 @@ def changed(run: Run, changes: Callable[[Path], Iterable[MetadataChange]] = chan
     """
     lines: dict[str, None] = {}
     for member in computing_runs([run]):
-        if known := inputs_of(member):
-            lines |= dict.fromkeys(metadata_changed(plates_of(member), known.values(), changes))
+        if inputs := inputs_of(member):
+            lines |= dict.fromkeys(metadata_changed(plates_of(member), inputs.values(), changes))
     return list(lines)
 
 
@@ -189,8 +189,8 @@ def differing_inputs(pairs: Sequence[tuple[Run, Plan]]) -> list[str]:
     lines: dict[str, None] = {}  # as a set in order: many elements share an input
     for run, plan in pairs:
         for name, (before, here) in _differing_fingerprints(run, plan).items():
-            known = [before] if before else []
-            if metadata := [line for change in changes for line in changed_since(change, known)]:
+            fingerprints = [before] if before else []
+            if metadata := [line for change in changes for line in changed_since(change, fingerprints)]:
                 lines[f"  metadata of {name} changed since: {'; '.join(metadata)}"] = None
             elif name in parts:
                 lines |= dict.fromkeys(parts[name])
@@ -214,8 +214,8 @@ def _differing_parts(pairs: Sequence[tuple[Run, Plan]]) -> dict[str, list[str]]:
     """Returns what became of the parts of inputs that consist of many, where both sides know them."""
     before, here = dict[str, dict[str, str]](), dict[str, dict[str, str]]()
     for run, plan in pairs:
-        for name, own in (read_json(run.record) or {}).get("parts", {}).items():
-            before.setdefault(name, {}).update(own)
+        for name, saved_parts in (read_json(run.record) or {}).get("parts", {}).items():
+            before.setdefault(name, {}).update(saved_parts)
         for name, parts in plan.parts.items():
             here.setdefault(name, {}).update(parts)
     return {name: _part_lines(name, before[name], here[name]) for name in before.keys() & here.keys()}
@@ -230,6 +230,6 @@ def _part_lines(name: str, before: Mapping[str, str], here: Mapping[str, str]) -
     lines = []
     for fate, parts in fates.items():
         if parts:
-            more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
-            lines.append(f"  {name}: {len(parts)} {fate}: {'; '.join(parts[:SHOWN])}{more}")
+            suffix = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
+            lines.append(f"  {name}: {len(parts)} {fate}: {'; '.join(parts[:SHOWN])}{suffix}")
     return lines or [f"  {name}: others are taken than there"]

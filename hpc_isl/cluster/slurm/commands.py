@@ -49,8 +49,8 @@ def cluster_of(site: Site) -> ClusterId:
 
 def conf_here() -> Path | None:
     """Returns the configuration that SLURM_CONF names, as an absolute path; None: the machine's own."""
-    named = os.environ.get("SLURM_CONF")
-    return Path(os.path.abspath(named)) if named else None
+    path = os.environ.get("SLURM_CONF")
+    return Path(os.path.abspath(path)) if path else None
 
 
 def environment(conf: Path | None, cluster: str | None = None) -> Mapping[str, str]:
@@ -60,12 +60,14 @@ def environment(conf: Path | None, cluster: str | None = None) -> Mapping[str, s
         conf: names the configuration that is meant; None: the one of SLURM_CONF, else the machine's own.
         cluster: its name, where one configuration knows several.
     """
-    clean = {k: v for k, v in os.environ.items() if k in KEPT or not INHERITED.fullmatch(k)}
+    variables = {
+        name: value for name, value in os.environ.items() if name in KEPT or not INHERITED.fullmatch(name)
+    }
     if conf == MACHINES_OWN:
-        clean.pop("SLURM_CONF", None)
+        variables.pop("SLURM_CONF", None)
     elif conf := conf or conf_here():
-        clean["SLURM_CONF"] = str(conf)
-    return clean | ({"SLURM_CLUSTERS": cluster} if cluster else {})
+        variables["SLURM_CONF"] = str(conf)
+    return variables | ({"SLURM_CLUSTERS": cluster} if cluster else {})
 
 
 def step_environment() -> Mapping[str, str]:
@@ -85,7 +87,7 @@ def ask(
     The code is 127 where the command does not exist, 124 where it does not answer in time.
     """
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=environment(conf, cluster), input=given, capture_output=True, text=True,
             timeout=patience_s, cwd="/",
         )  # fmt: skip
@@ -93,7 +95,7 @@ def ask(
         return 127, "", f"there is no {command[0]} on this machine"
     except subprocess.TimeoutExpired:
         return 124, "", f"{command[0]}: Slurm did not answer within {patience_s:.0f} s"
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
+    return process.returncode, process.stdout.strip(), process.stderr.strip()
 
 
 @contextmanager
@@ -127,34 +129,34 @@ def queue(
 
     Without accounting, Slurm forgets a job some minutes after its end.
     """
-    asked = set(jobs)
-    if not asked:
+    job_names = set(jobs)
+    if not job_names:
         return {}
-    families = sorted({job.split("_")[0] for job in asked})
+    families = sorted({job.split("_")[0] for job in job_names})
     # -r: a row for each element of an array; the folder comes last, because it may hold a `|`.
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%L|%Z", "-j", ",".join(families)]
     code, out, errors = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
     if code and FORGOTTEN not in errors:
         return None
-    known = _parsed(out)
-    if forgotten := sorted({job.split("_")[0] for job in asked - set(known)}):
+    queued_jobs = _parsed(out)
+    if forgotten_families := sorted({job.split("_")[0] for job in job_names - set(queued_jobs)}):
         # -X: the jobs, without a row for each of their steps.
-        command = ["sacct", "-X", "-n", "-P", "--array", "-j", ",".join(forgotten)]
+        command = ["sacct", "-X", "-n", "-P", "--array", "-j", ",".join(forgotten_families)]
         command += [
             "-o",
             "JobID,State,Reason,NodeList,Timelimit,WorkDir",
             *(["-M", cluster] if cluster else []),
         ]
         code, out, _ = ask(command, conf, patience_s=PATIENCE_S)
-        known = {**({} if code else _parsed(out)), **known}
-    return {job: queued for job, queued in known.items() if job in asked}
+        queued_jobs = {**({} if code else _parsed(out)), **queued_jobs}
+    return {job: queued_job for job, queued_job in queued_jobs.items() if job in job_names}
 
 
 def _parsed(answer: str) -> dict[str, QueuedJob]:
     """Reads lines of job|state|reason|nodes|time|folder; `CANCELLED by 1000` is the state CANCELLED."""
     rows = [line.split("|", 5) for line in answer.splitlines() if line.count("|") >= 5]
-    plain = [(job, *map(_word, words), folder) for job, *words, folder in rows]
-    return {job: QueuedJob(state.split()[0], *rest) for job, state, *rest in plain if state}
+    entries = [(job, *map(_word, words), folder) for job, *words, folder in rows]
+    return {job: QueuedJob(state.split()[0], *details) for job, state, *details in entries if state}
 
 
 def _word(text: str) -> str:
@@ -186,8 +188,8 @@ def jobs_of_scripts(
 def hides_jobs_of_others(conf: Path | None = None, cluster: str | None = None) -> bool:
     """Returns whether users see their own jobs alone; root sees all."""
     _, out, _ = ask(["scontrol", "show", "config"], conf, patience_s=PATIENCE_S, cluster=cluster)
-    private = re.search(r"^PrivateData\s*=\s*(.*)", out, re.MULTILINE)
-    return bool(os.getuid() and private and re.search(r"\b(jobs|all)\b", private[1]))
+    match = re.search(r"^PrivateData\s*=\s*(.*)", out, re.MULTILINE)
+    return bool(os.getuid() and match and re.search(r"\b(jobs|all)\b", match[1]))
 
 
 def cancel(jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None) -> None:

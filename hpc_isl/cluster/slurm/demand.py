@@ -1,4 +1,4 @@
-"""What a job asks of each of its nodes, compared with the nodes of a partition."""
+"""The demands of a job on each of its nodes, compared with the nodes of a partition."""
 
 from __future__ import annotations
 
@@ -49,36 +49,38 @@ class NodeRequirement:
 
 def requirements(partition: Partition, site: Site) -> list[NodeRequirement]:
     """Returns GPUs, CPUs and memory, where the site asks for them."""
-    each, processes = site.cpus or 1, site.per_node
+    cpus_per_process, processes = site.cpus or 1, site.per_node
     key = "cpus" if site.cpus else "processes" if site.processes else "gpus"
     cpus = f"site.{key}={getattr(site, key) or 1}"
-    if each > 1 and processes > 1:
-        cpus += f" × {processes} processes = {each * processes} CPUs"
+    if cpus_per_process > 1 and processes > 1:
+        cpus += f" × {processes} processes = {cpus_per_process * processes} CPUs"
 
-    def fewer(most: int) -> str:
-        return f"site.cpus={most // processes}" if most >= processes else f"site.processes={most}"
+    def fewer(amount: int) -> str:
+        return f"site.cpus={amount // processes}" if amount >= processes else f"site.processes={amount}"
 
     # A cluster that does not tell jobs apart by memory may not have been told how much there is.
-    known = any(node.memory > 1 for node in partition.nodes)
-    memory = megabytes(site.memory) if site.memory and known else 0
-    asked = [
+    memory_counted = any(node.memory > 1 for node in partition.nodes)
+    memory = megabytes(site.memory) if site.memory and memory_counted else 0
+    candidates = [
         NodeRequirement(
-            "gpus", site.visible_gpus, lambda node: node.gpu_count, lambda most: f"{most} GPUs",
-            f"site.gpus={site.gpus}", lambda most: f"site.gpus={most}",
+            "gpus", site.visible_gpus, lambda node: node.gpu_count, lambda amount: f"{amount} GPUs",
+            f"site.gpus={site.gpus}", lambda amount: f"site.gpus={amount}",
         ),
-        NodeRequirement(key, each * processes, partition.cpus, lambda most: f"{most} CPUs", cpus, fewer),
+        NodeRequirement(
+            key, cpus_per_process * processes, partition.cpus, lambda amount: f"{amount} CPUs", cpus, fewer,
+        ),
         NodeRequirement(
             "memory", memory, partition.memory, at_most,
-            f"site.memory={site.memory}", lambda most: f"site.memory={at_most(most)}",
+            f"site.memory={site.memory}", lambda amount: f"site.memory={at_most(amount)}",
         ),
     ]  # fmt: skip
-    return [requirement for requirement in asked if requirement.amount]
+    return [requirement for requirement in candidates if requirement.amount]
 
 
 def fitting(partition: Partition, site: Site) -> list[Node]:
     """Returns the nodes that can give all that is asked of each, whether they are up or not."""
-    asked = requirements(partition, site)
-    return [node for node in eligible(partition, site) if all(need.met(node) for need in asked)]
+    needs = requirements(partition, site)
+    return [node for node in eligible(partition, site) if all(need.met(node) for need in needs)]
 
 
 def too_much(partition: Partition, site: Site) -> str | None:
@@ -87,21 +89,21 @@ def too_much(partition: Partition, site: Site) -> str | None:
     if not nodes:
         return None
     name = f"partition {partition.name!r}"
-    which = f"{name} with {site.constraint}" if site.constraint else name
+    subject = f"{name} with {site.constraint}" if site.constraint else name
     for need in needs:
-        most = max(map(need.available, nodes))
-        if not most:
-            return f"{need.asked}: no node of {which} has any; write {need.typed(0)}"
-        if need.amount > most:
-            limit = f"a node of {which} gives at most {need.text(most)}"
-            return f"{need.asked}: {limit}; write {need.typed(most)}"
+        max_amount = max(map(need.available, nodes))
+        if not max_amount:
+            return f"{need.asked}: no node of {subject} has any; write {need.typed(0)}"
+        if need.amount > max_amount:
+            limit = f"a node of {subject} gives at most {need.text(max_amount)}"
+            return f"{need.asked}: {limit}; write {need.typed(max_amount)}"
     count = len(fitting(partition, site))
     if not count:
         return _not_together(partition, nodes, needs)
     if site.nodes > count:
-        what = " and ".join(need.asked for need in needs)
-        few = f"only {nodes_text(count)} of {name} can give {what}"
-        return f"site.nodes={site.nodes}: {few}; write site.nodes={count}"
+        needs_text = " and ".join(need.asked for need in needs)
+        shortage = f"only {nodes_text(count)} of {name} can give {needs_text}"
+        return f"site.nodes={site.nodes}: {shortage}; write site.nodes={count}"
     return None
 
 
@@ -109,17 +111,17 @@ def _not_together(partition: Partition, nodes: Sequence[Node], needs: Sequence[N
     """Returns which requirements to lower, and to what: each alone some node can give."""
     ways: list[tuple[NodeRequirement, str]] = []
     for need in needs:
-        rest = [node for node in nodes if all(other.met(node) for other in needs if other is not need)]
-        if most := max(map(need.available, rest), default=0):
+        candidates = [node for node in nodes if all(other.met(node) for other in needs if other is not need)]
+        if most := max(map(need.available, candidates), default=0):
             ways.append((need, need.typed(most)))
-    asked = " with ".join(need.asked for need in [need for need, _ in ways] or needs)
-    wrong = f"{asked}: no node of partition {partition.name!r} has them together"
+    needs_text = " with ".join(need.asked for need in [need for need, _ in ways] or needs)
+    complaint = f"{needs_text}: no node of partition {partition.name!r} has them together"
     if ways:
-        return f"{wrong}; write {' or '.join(typed for _, typed in ways)}"
+        return f"{complaint}; write {' or '.join(assignment for _, assignment in ways)}"
     # No single requirement to lower mends it: what the best node has is proposed as a whole.
     best = max(nodes, key=lambda node: (node.gpu_count, partition.memory(node)))
-    lower = [need.typed(need.available(best)) for need in needs if not need.met(best)]
-    return f"{wrong}; write {' '.join(lower)}"
+    assignments = [need.typed(need.available(best)) for need in needs if not need.met(best)]
+    return f"{complaint}; write {' '.join(assignments)}"
 
 
 # ---------------------------------------------------------------- in words, as a site writes them

@@ -1,4 +1,4 @@
-"""What a cluster allows: compared with a site before submission, told after a refusal, used by a retry."""
+"""Limits of a cluster: compared with a site before submission, named after a refusal, used by a retry."""
 
 from __future__ import annotations
 
@@ -59,18 +59,18 @@ def check(site: Site) -> None:
     """Checks that the cluster can give what the site asks for; what is not known is left to sbatch.
 
     Raises:
-        UserError: the site asks for what it never can; names the nearest that it can.
+        UserError: the site asks for what the cluster never can give; names the nearest that it can.
     """
     # A reservation brings a partition and nodes of its own.
-    known = not set(site.sbatch) & OWN_FLAGS and not (site.reservation and not site.partition)
-    cluster = machines.read(site.slurm_conf) if site.executor == "slurm" and known else None
-    if cluster and (wrong := complaint(cluster, site, _qos(site))):
-        raise UserError(wrong)
+    comparable = not set(site.sbatch) & OWN_FLAGS and not (site.reservation and not site.partition)
+    cluster = machines.read(site.slurm_conf) if site.executor == "slurm" and comparable else None
+    if cluster and (problem := complaint(cluster, site, _qos(site))):
+        raise UserError(problem)
 
 
 @dataclass(frozen=True)
 class Qos:
-    """What a quality of service says about time and nodes: its flags may lift the partition's limits."""
+    """The limits of a quality of service on time and nodes; its flags may lift those of the partition."""
 
     name: str = ""
     flags: frozenset[str] = frozenset()
@@ -94,43 +94,45 @@ def _qos(site: Site) -> Qos | None:
 
 def complaint(cluster: Cluster, site: Site, qos: Qos | None = Qos()) -> str | None:
     """Returns what the cluster can never give, and what to type instead; None: it may pass."""
-    asked = []
+    site_partitions = []
     usable = [part for part in cluster.partitions if part.up and not part.hidden and not part.root_only]
     for name in site.partition.split(",") if site.partition else [None]:
         if partition := cluster.partition(name):
-            asked.append(partition)
+            site_partitions.append(partition)
         elif cluster.partitions:
-            known = nearest(name, (partition.name for partition in usable))
+            hint = nearest(name, (partition.name for partition in usable))
             if name is None:
-                return f"site.partition: the cluster has no default partition, so name one; {known}"
-            return f"site.partition={name}: there is no such partition; {known}"
-    wrong = [_wrong(partition, site, qos) for partition in asked]
-    if not wrong or None in wrong:  # of several partitions, Slurm takes one that can
+                return f"site.partition: the cluster has no default partition, so name one; {hint}"
+            return f"site.partition={name}: there is no such partition; {hint}"
+    complaints = [_wrong(partition, site, qos) for partition in site_partitions]
+    if not complaints or None in complaints:  # of several partitions, Slurm takes one that can
         return None
-    others = [partition for partition in usable if partition not in asked]
-    return f"{wrong[0]}{_elsewhere(others, site, qos, asked[0])}"
+    other_partitions = [partition for partition in usable if partition not in site_partitions]
+    return f"{complaints[0]}{_elsewhere(other_partitions, site, qos, site_partitions[0])}"
 
 
-def _elsewhere(others: Sequence[Partition], site: Site, qos: Qos | None, asked: Partition) -> str:
-    """Returns the partitions that would allow all of it; for GPUs, else, those that have any."""
-    fitting = [f"site.partition={part.name}" for part in others if _wrong(part, site, qos) is None]
+def _elsewhere(
+    partitions: Sequence[Partition], site: Site, qos: Qos | None, site_partition: Partition
+) -> str:
+    """Returns the partitions that would allow all of it; else, for a site with GPUs, those that have any."""
+    fitting = [f"site.partition={part.name}" for part in partitions if _wrong(part, site, qos) is None]
     if fitting:
         return f", or {' or '.join(fitting[:3])}, which allows it"
 
     def most_gpus(partition: Partition) -> int:
         return max((node.gpu_count for node in partition.nodes), default=0)
 
-    if site.visible_gpus and not most_gpus(asked):
-        having = [f"{part.name} ({most} per node)" for part in others if (most := most_gpus(part))]
-        return f"; partitions with GPUs: {', '.join(having)}" if having else "; the cluster has none"
+    if site.visible_gpus and not most_gpus(site_partition):
+        with_gpus = [f"{part.name} ({gpus} per node)" for part in partitions if (gpus := most_gpus(part))]
+        return f"; partitions with GPUs: {', '.join(with_gpus)}" if with_gpus else "; the cluster has none"
     return ""
 
 
 def _wrong(partition: Partition, site: Site, qos: Qos | None) -> str | None:
     """Returns the first complaint: about who may, then how long, how many, and what on each node."""
     if not partition.up:
-        which = "it" if site.partition else "the default partition"
-        return f"site.partition={partition.name}: {which} is {partition.state} and starts no jobs"
+        subject = "it" if site.partition else "the default partition"
+        return f"site.partition={partition.name}: {subject} is {partition.state} and starts no jobs"
     rules: list[Callable[[], str | None]] = [
         lambda: _not_allowed(partition, site),
         lambda: _too_long(partition, site, qos),
@@ -138,58 +140,60 @@ def _wrong(partition: Partition, site: Site, qos: Qos | None) -> str | None:
         lambda: _no_such_feature(partition, site),
         lambda: too_much(partition, site),
     ]
-    return next((wrong for rule in rules if (wrong := rule())), None)
+    return next((problem for rule in rules if (problem := rule())), None)
 
 
 def _not_allowed(partition: Partition, site: Site) -> str | None:
-    where = f"partition {partition.name!r}"
+    subject = f"partition {partition.name!r}"
     # Slurm keeps the names of accounts and qos in small letters, however they were typed.
     account, qos = (site.account or "").lower(), (site.qos or "").lower()
     if account and partition.accounts != ALL and account not in partition.accounts:
-        known = nearest(account, sorted(partition.accounts))
-        return f"site.account={site.account}: {where} is for others; {known}"
+        hint = nearest(account, sorted(partition.accounts))
+        return f"site.account={site.account}: {subject} is for others; {hint}"
     if account in partition.denied:
-        return f"site.account={site.account}: {where} does not take it; name another account"
+        return f"site.account={site.account}: {subject} does not take it; name another account"
     if qos and partition.qos != ALL and qos not in partition.qos:
-        return f"site.qos={site.qos}: {where} does not take it; {nearest(qos, sorted(partition.qos))}"
+        return f"site.qos={site.qos}: {subject} does not take it; {nearest(qos, sorted(partition.qos))}"
     return None
 
 
 def _too_long(partition: Partition, site: Site, qos: Qos | None) -> str | None:
-    most = _most_minutes(partition, qos)
-    if site.minutes is None or most is None or site.minutes <= most:
+    limit = _most_minutes(partition, qos)
+    if site.minutes is None or limit is None or site.minutes <= limit:
         return None
-    by_qos = qos is not None and qos.minutes == most
-    who = f"qos {site.qos!r}" if by_qos else f"partition {partition.name!r}"
-    return f"site.time={site.time}: {who} allows at most {duration(most)}; write site.time={duration(most)}"
+    by_qos = qos is not None and qos.minutes == limit
+    owner = f"qos {site.qos!r}" if by_qos else f"partition {partition.name!r}"
+    return (
+        f"site.time={site.time}: {owner} allows at most {duration(limit)}; write site.time={duration(limit)}"
+    )
 
 
 def _most_minutes(partition: Partition, qos: Qos | None) -> int | None:
     if qos is None:
         return None
-    own = None if "PartitionTimeLimit" in qos.flags else partition.minutes
-    return min((limit for limit in (own, qos.minutes) if limit), default=None)
+    partition_limit = None if "PartitionTimeLimit" in qos.flags else partition.minutes
+    return min((limit for limit in (partition_limit, qos.minutes) if limit), default=None)
 
 
 def _too_many(partition: Partition, site: Site, qos: Qos | None) -> str | None:
-    has, most = len(partition.nodes), partition.max_nodes
+    node_count, max_nodes = len(partition.nodes), partition.max_nodes
     name = f"site.nodes={site.nodes}: partition {partition.name!r}"
-    if has and site.nodes > has:
-        return f"{name} has {nodes_text(has)}; write site.nodes={has}"
+    if node_count and site.nodes > node_count:
+        return f"{name} has {nodes_text(node_count)}; write site.nodes={node_count}"
     lifted = qos is None or "PartitionMaxNodes" in qos.flags
-    if lifted or most is None or site.nodes <= most:
+    if lifted or max_nodes is None or site.nodes <= max_nodes:
         return None
-    return f"{name} gives a job at most {nodes_text(most)}; write site.nodes={most}"
+    return f"{name} gives a job at most {nodes_text(max_nodes)}; write site.nodes={max_nodes}"
 
 
 def _no_such_feature(partition: Partition, site: Site) -> str | None:
     if not partition.nodes or eligible(partition, site):
         return None
-    known = frozenset().union(*(node.features for node in partition.nodes))
-    missing = [name for name in re.split(r"[&|,]", site.constraint or "") if name not in known]
-    what = f"the feature {missing[0]!r}" if missing else "these together"
-    near = nearest(missing[0] if missing else "", sorted(known))
-    return f"site.constraint={site.constraint}: no node of partition {partition.name!r} has {what}; {near}"
+    features = frozenset().union(*(node.features for node in partition.nodes))
+    missing = [name for name in re.split(r"[&|,]", site.constraint or "") if name not in features]
+    feature = f"the feature {missing[0]!r}" if missing else "these together"
+    hint = nearest(missing[0] if missing else "", sorted(features))
+    return f"site.constraint={site.constraint}: no node of partition {partition.name!r} has {feature}; {hint}"
 
 
 # ---------------------------------------------------------------- more of it, for a retry
@@ -204,21 +208,21 @@ def raised(site: Site, memory_factor: float = 1.0, time_factor: float = 1.0) -> 
         return site
     cluster = machines.read(site.slurm_conf)
     partition = cluster.partition(site.partition and site.partition.split(",")[0]) if cluster else None
-    more: dict[str, str] = {}
+    changes: dict[str, str] = {}
     if memory_factor > 1:
         mb = megabytes(site.memory) if site.memory else _default_memory(site, cluster, partition)
-        most = _most_memory(site, partition) if partition else None
-        if mb and (most is None or mb < most):
-            wanted = at_least(math.ceil(mb * memory_factor))
-            more["memory"] = wanted if most is None or megabytes(wanted) <= most else at_most(most)
+        limit = _most_memory(site, partition) if partition else None
+        if mb and (limit is None or mb < limit):
+            memory = at_least(math.ceil(mb * memory_factor))
+            changes["memory"] = memory if limit is None or megabytes(memory) <= limit else at_most(limit)
     if time_factor > 1:
         # Without a default time, Slurm gives a job the most it may.
         default = (partition.default_minutes or partition.minutes) if partition else None
-        now, most = site.minutes or default, _most_minutes(partition, _qos(site)) if partition else None
-        if now and (most is None or now < most):
-            minutes = math.ceil(now * time_factor)
-            more["time"] = duration(minutes if most is None else min(minutes, most))
-    return site.model_copy(update=more)
+        current, limit = site.minutes or default, _most_minutes(partition, _qos(site)) if partition else None
+        if current and (limit is None or current < limit):
+            minutes = math.ceil(current * time_factor)
+            changes["time"] = duration(minutes if limit is None else min(minutes, limit))
+    return site.model_copy(update=changes)
 
 
 def _most_memory(site: Site, partition: Partition) -> int | None:
@@ -233,12 +237,14 @@ def _default_memory(site: Site, cluster: Cluster | None, partition: Partition | 
     """Returns MB per node of a job that does not say; None: the whole node, or it is not known."""
     defaults = (partition and partition.default_memory) or (cluster and cluster.default_memory) or {}
     # Slurm looks at GPUs first, where the job has some.
-    times = {
+    factors = {
         "DefMemPerGPU": site.visible_gpus,
         "DefMemPerCPU": (site.cpus or 1) * site.per_node,
         "DefMemPerNode": 1,
     }
-    return next((defaults[key] * n for key, n in times.items() if defaults.get(key) and n), None)
+    return next(
+        (defaults[key] * factor for key, factor in factors.items() if defaults.get(key) and factor), None
+    )
 
 
 # ---------------------------------------------------------------- how many jobs at once
@@ -249,17 +255,17 @@ def explained(errors: str, site: Site, jobs: int) -> str:
     limit = next((limit for name, limit in LIMITS.items() if name in errors), None)
     if limit is None:
         return ""
-    name, table, column, who = limit
-    most = _most(table, column, site)
+    name, table, column, subject = limit
+    max_jobs = _most(table, column, site)
     conf, cluster = cluster_of(site)
     _, out, _ = ask(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|"], conf, cluster=cluster)
     queued = out.count("|")
-    allowed = f"{who} {most if most is not None else 'only so many'} jobs in Slurm at once ({name})"
+    rule = f"{subject} {max_jobs if max_jobs is not None else 'only so many'} jobs in Slurm at once ({name})"
     if jobs == 1:
-        return f"{allowed}, and {queued} of yours are there: wait until one has ended"
-    room = f"at most {max(0, most - queued)}" if most is not None else "fewer"
+        return f"{rule}, and {queued} of yours are there: wait until one has ended"
+    room = f"at most {max(0, max_jobs - queued)}" if max_jobs is not None else "fewer"
     return (
-        f"{allowed}; {queued} of yours are there, and this sweep is {jobs} more: each element counts, also "
+        f"{rule}; {queued} of yours are there, and this sweep is {jobs} more: each element counts, also "
         f"with site.array. Lower their number: {room}, by fewer values in `over`. The same command with more "
         "values extends the sweep when these have ended"
     )
@@ -268,11 +274,11 @@ def explained(errors: str, site: Site, jobs: int) -> str:
 def _most(table: str, column: str, site: Site) -> int | None:
     """Returns the limit; None: it is not known, or there are several such."""
     if table == "qos":
-        which = [f"name={site.qos}"] if site.qos else []
+        filters = [f"name={site.qos}"] if site.qos else []
     else:
-        whose = f"user={user_name()}" if column == "MaxSubmit" else "user="
-        which = [whose, *([f"account={site.account}"] if site.account else [])]
-    command = ["sacctmgr", "-n", "-P", "show", table, *which, f"format={column}"]
+        user_filter = f"user={user_name()}" if column == "MaxSubmit" else "user="
+        filters = [user_filter, *([f"account={site.account}"] if site.account else [])]
+    command = ["sacctmgr", "-n", "-P", "show", table, *filters, f"format={column}"]
     code, out, _ = ask(command, site.slurm_conf)
     # A user has a row for each account and partition: the limit is known where they agree.
     values = {int(line) for line in out.splitlines() if line.isdecimal()}

@@ -118,9 +118,9 @@ class Cluster:
 def read(conf: Path | None = None) -> Cluster | None:
     """Returns the whole cluster; None where Slurm does not answer."""
     answers = []
-    for what in ("partition", "node", "config"):
+    for entity in ("partition", "node", "config"):
         # --all: without it Slurm leaves out hidden partitions, which a site may name all the same.
-        code, out, _ = ask(["scontrol", "--all", "--oneliner", "show", what], conf)
+        code, out, _ = ask(["scontrol", "--all", "--oneliner", "show", entity], conf)
         if code:  # asked again it would only take as long again
             return None
         answers.append(out)
@@ -130,12 +130,12 @@ def read(conf: Path | None = None) -> Cluster | None:
 def parsed(partitions: str, nodes: str, config: str = "") -> Cluster:
     """Reads Slurm's output: one line for each partition, one for each node, and the configuration."""
     machines = [_node(fields) for fields in map(_fields, nodes.splitlines()) if "NodeName" in fields]
-    lines = [fields for fields in map(_fields, partitions.splitlines()) if "PartitionName" in fields]
+    rows = [fields for fields in map(_fields, partitions.splitlines()) if "PartitionName" in fields]
     settings = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", config, re.MULTILINE))
     return Cluster(
         settings.get("ClusterName", ""),
         settings.get("SLURM_VERSION", ""),
-        tuple(_partition(fields, machines) for fields in lines),
+        tuple(_partition(fields, machines) for fields in rows),
         _default_memory(settings),
     )
 
@@ -224,8 +224,8 @@ def _gpus(gres: str) -> dict[str, int]:
     """Returns `gpu:a100:4(S:0-1),gpu:v100:2` as {a100: 4, v100: 2}; other resources are ignored."""
     counts: Counter[str] = Counter()
     for item in re.sub(r"\(.*?\)", "", gres).split(","):
-        name, *rest = item.split(":")
+        name, *qualifiers = item.split(":")
         if name == "gpu":
-            count = int(rest.pop()) if rest and rest[-1].isdigit() else 1
-            counts[rest[0] if rest else "gpu"] += count
+            count = int(qualifiers.pop()) if qualifiers and qualifiers[-1].isdigit() else 1
+            counts[qualifiers[0] if qualifiers else "gpu"] += count
     return dict(counts)

@@ -39,8 +39,8 @@ class User:
 
     def accounts_of(self, partition: Partition) -> list[str]:
         """Returns the user's accounts that the partition takes."""
-        taken = [account for account in self.accounts or () if account.lower() not in partition.denied]
-        return [part for part in taken if partition.accounts == ALL or part.lower() in partition.accounts]
+        allowed = [account for account in self.accounts or () if account.lower() not in partition.denied]
+        return [name for name in allowed if partition.accounts == ALL or name.lower() in partition.accounts]
 
 
 def draft_site(name: str, conf: Path | None = None) -> str:
@@ -63,24 +63,24 @@ def _no_slurm(conf: Path | None) -> str:
             "(or copy configs/sites/slurm.yaml and fill it in)"
         )
     code, out, errors = ask(["scontrol", "show", "partition"], conf)
-    why = (errors or out).splitlines()[-1:] or ["it says nothing"]
+    reasons = (errors or out).splitlines()[-1:] or ["it says nothing"]
     return (
-        f"site init: Slurm does not answer here: {why[0]}\n"
+        f"site init: Slurm does not answer here: {reasons[0]}\n"
         "where it is configured elsewhere, name its slurm.conf: --slurm-conf FILE"
     )
 
 
 def user(conf: Path | None = None) -> User:
     """Returns the user of this process."""
-    me = user_name()
+    login_name = user_name()
     groups = frozenset(name for number in os.getgroups() if (name := _group(number)))
-    command = ["sacctmgr", "-n", "-P", "show", "assoc", f"user={me}", "format=account,partition,qos"]
+    command = ["sacctmgr", "-n", "-P", "show", "assoc", f"user={login_name}", "format=account,partition,qos"]
     code, out, _ = ask(command, conf)
     rows = [line.split("|") for line in out.splitlines() if line.count("|") == 2]
     if code or not rows:
-        return User(me, groups)
+        return User(login_name, groups)
     qos = {word for _, _, words in rows for word in words.split(",") if word}
-    return User(me, groups, tuple(dict.fromkeys(row[0] for row in rows)), tuple(sorted(qos)))
+    return User(login_name, groups, tuple(dict.fromkeys(row[0] for row in rows)), tuple(sorted(qos)))
 
 
 def _group(number: int) -> str | None:
@@ -95,18 +95,21 @@ def _group(number: int) -> str | None:
 
 def chosen(cluster: Cluster, person: User) -> Partition:
     """Returns the open partition with the most nodes with GPUs; without any, the cluster's default."""
-    ours = usable(cluster, person)
-    if not ours:
+    candidates = usable(cluster, person)
+    if not candidates:
         raise UserError("site init: no partition of this cluster is up, has nodes and is open to you")
-    return max(ours, key=lambda part: (len(_gpu_nodes(part)), part.default, len(part.nodes)))
+    return max(
+        candidates,
+        key=lambda partition: (len(_gpu_nodes(partition)), partition.default, len(partition.nodes)),
+    )
 
 
 def usable(cluster: Cluster, person: User) -> list[Partition]:
     """Returns the partitions that the user may choose from."""
     return [
-        part
-        for part in cluster.partitions
-        if part.up and part.nodes and not part.hidden and person.may_use(part)
+        partition
+        for partition in cluster.partitions
+        if partition.up and partition.nodes and not partition.hidden and person.may_use(partition)
     ]
 
 
@@ -138,13 +141,13 @@ def text(name: str, cluster: Cluster, person: User, conf: Path | None = None) ->
         *_node_rows(partition),
     ]
     width = max(len(left) for left, meaning in rows if meaning)
-    others = [part for part in usable(cluster, person) if part is not partition]
-    where = f"{cluster.name or 'a cluster'} (Slurm {cluster.version or 'of unknown version'})"
+    other_partitions = [part for part in usable(cluster, person) if part is not partition]
+    cluster_text = f"{cluster.name or 'a cluster'} (Slurm {cluster.version or 'of unknown version'})"
     lines = [
-        f"# {name}: {where}, drafted by `site init`; yours to change.",
+        f"# {name}: {cluster_text}, drafted by `site init`; yours to change.",
         "# `pretrain --help all` explains every key.",
         *(f"{left:<{width}}  # {meaning}" if meaning else left for left, meaning in rows),
-        *_table(others),
+        *_table(other_partitions),
     ]
     return "\n".join(lines) + "\n"
 
@@ -169,14 +172,14 @@ def _user_rows(person: User, partition: Partition) -> Iterator[Row]:
 
 
 def _partition_rows(partition: Partition) -> Iterator[Row]:
-    longest = partition.minutes
-    time = duration(min(TIME, longest or TIME))
+    limit = partition.minutes
+    time = duration(min(TIME, limit or TIME))
     yield f"partition: {_quoted(partition.name)}", kinds(partition)
-    yield f"time: {time}", f"of one attempt; {'at most ' + duration(longest) if longest else FOR_EVER} here"
+    yield f"time: {time}", f"of one attempt; {'at most ' + duration(limit) if limit else FOR_EVER} here"
     features = sorted(frozenset().union(*(node.features for node in partition.nodes)))
     if features:
-        more = ", …" if len(features) > 8 else ""
-        yield f"# constraint: {_quoted(features[0])}", f"nodes have {', '.join(features[:8])}{more}"
+        ellipsis = ", …" if len(features) > 8 else ""
+        yield f"# constraint: {_quoted(features[0])}", f"nodes have {', '.join(features[:8])}{ellipsis}"
 
 
 def _node_rows(partition: Partition) -> Iterator[Row]:
@@ -195,18 +198,18 @@ def _node_rows(partition: Partition) -> Iterator[Row]:
 def _cpus(partition: Partition, nodes: Sequence[Node]) -> tuple[int, str]:
     """Returns the CPUs of a node that a process may use, and how to describe them."""
     # Slurm may count more than a machine has: where a node is this machine, that is known.
-    counted = min(map(partition.cpus, nodes))
-    if any(node.is_here for node in nodes) and cpus_here() < counted:
-        return cpus_here(), f"of {cpus_here()} on this machine; Slurm counts {counted} on a node"
-    return counted, f"of {counted} on a node"
+    slurm_cpus = min(map(partition.cpus, nodes))
+    if any(node.is_here for node in nodes) and cpus_here() < slurm_cpus:
+        return cpus_here(), f"of {cpus_here()} on this machine; Slurm counts {slurm_cpus} on a node"
+    return slurm_cpus, f"of {slurm_cpus} on a node"
 
 
 def kinds(partition: Partition) -> str:
     """Returns `2 nodes with 4 × a100, 2 nodes with 2 × v100`."""
     counts = Counter(gpus_text(node) for node in partition.nodes)
     return ", ".join(
-        f"{count} node{'s' * (count > 1)} {f'with {what}' if what else 'without GPUs'}"
-        for what, count in counts.items()
+        f"{count} node{'s' * (count > 1)} {f'with {gpus}' if gpus else 'without GPUs'}"
+        for gpus, count in counts.items()
     )
 
 
@@ -215,19 +218,19 @@ def gpus_text(node: Node) -> str:
     return " + ".join(f"{count} × {kind if kind != 'gpu' else 'GPU'}" for kind, count in node.gpus.items())
 
 
-def _table(others: Sequence[Partition]) -> Iterator[str]:
+def _table(partitions: Sequence[Partition]) -> Iterator[str]:
     """Yields the other partitions, as comments."""
-    if not others:
+    if not partitions:
         return
     yield "#"
     yield "# What else there is (CPUs and memory are of the largest node):"
-    names = [f"partition: {_quoted(part.name)}" for part in others]
+    names = [f"partition: {_quoted(partition.name)}" for partition in partitions]
     width = max(map(len, names))
-    for name, part in zip(names, others, strict=True):
-        cpus, memory = max(map(part.cpus, part.nodes)), max(map(part.memory, part.nodes))
-        longest = duration(part.minutes) if part.minutes else FOR_EVER
+    for name, partition in zip(names, partitions, strict=True):
+        cpus, memory = max(map(partition.cpus, partition.nodes)), max(map(partition.memory, partition.nodes))
+        time_limit = duration(partition.minutes) if partition.minutes else FOR_EVER
         size = f"{cpus} CPUs, {at_most(memory)}" if memory > 1 else f"{cpus} CPUs"
-        yield f"# {name:<{width}}  # {longest}; {size}; {kinds(part)}"
+        yield f"# {name:<{width}}  # {time_limit}; {size}; {kinds(partition)}"
 
 
 def _quoted(word: str) -> str:

@@ -61,24 +61,24 @@ def _assignments(keys: dict[str, object]) -> list[str]:
 
 def links(chain: ChainRecipe, name: str) -> list[Link]:
     """Returns the steps with their names, each after earlier ones only: no circle can be written."""
-    chained: list[Link] = []
+    step_links: list[Link] = []
     for number, step in enumerate(chain.steps, start=1):
-        own = step.name or (f"{name}-{step.stage}" if step.stage else f"stop {number}")
-        known = [link.name for link in chained]
-        after = step.after if step.after is not None else known[-1:]
+        step_name = step.name or (f"{name}-{step.stage}" if step.stage else f"stop {number}")
+        names = [link.name for link in step_links]
+        after = step.after if step.after is not None else names[-1:]
         for earlier in after:
-            if earlier not in known:
+            if earlier not in names:
                 raise UserError(
-                    f"steps.{number - 1}.after: {earlier!r} is no earlier step; {nearest(earlier, known)}"
+                    f"steps.{number - 1}.after: {earlier!r} is no earlier step; {nearest(earlier, names)}"
                 )
-        if own in known:
+        if step_name in names:
             raise UserError(
-                f"steps.{number - 1}: two steps are called {own!r}; give one of them another name"
+                f"steps.{number - 1}: two steps are called {step_name!r}; give one of them another name"
             )
         if step.stage:
             stage_named(step.stage)
-        chained.append(Link(step, own, tuple(after)))
-    return chained
+        step_links.append(Link(step, step_name, tuple(after)))
+    return step_links
 
 
 # ---------------------------------------------------------------- start and continue
@@ -142,12 +142,14 @@ def _refuse_taken(request: RunRequest, console: Console) -> None:
 def resume(run: Run, console: Console, wait: bool) -> int:
     """Passes the stop that the chain has come to, and starts again what failed; returns the exit code."""
     if stop := read_json(_waits(run)):
-        chained = {link.name: link for link in _links(run)}
-        before = _runs_before(chained[str(stop["name"])], chained, run)
-        statuses = status.statuses(before)
-        left = [member.label for member, run_status in statuses.items() if run_status.state != RunState.DONE]
-        if left:
-            console.log(f"the stop is not passed ({stop['stop']}): {', '.join(left)} before it is not done")
+        by_name = {link.name: link for link in _links(run)}
+        runs_before = _runs_before(by_name[str(stop["name"])], by_name, run)
+        statuses = status.statuses(runs_before)
+        labels = [
+            member.label for member, run_status in statuses.items() if run_status.state != RunState.DONE
+        ]
+        if labels:
+            console.log(f"the stop is not passed ({stop['stop']}): {', '.join(labels)} before it is not done")
         else:
             # In this order: a kill between the two does not ask a person for the same stop again.
             write_atomic(_passed(run), json.dumps({"stops": [*_stops_passed(run), str(stop["name"])]}))
@@ -161,28 +163,28 @@ def continue_chain(run: Run, console: Console, wait: bool) -> int:
     Returns the exit code.
     """
     record = read_json(run.record) or {}
-    site, chained = sites.saved_site(run.site), {link.name: link for link in _links(run)}
-    passed, closed = set(_stops_passed(run)), set[str]()
+    site, by_name = sites.saved_site(run.site), {link.name: link for link in _links(run)}
+    passed_stops, closed_steps = set(_stops_passed(run)), set[str]()
     with provenance.standing_in(Path(record["cwd"])):
-        for link in chained.values():
-            if closed.intersection(link.after):
-                closed.add(link.name)
+        for link in by_name.values():
+            if closed_steps.intersection(link.after):
+                closed_steps.add(link.name)
             elif link.step.stop is None:
-                if code := _start(link, site, _runs_before(link, chained, run), console):
+                if code := _start(link, site, _runs_before(link, by_name, run), console):
                     console.log(f"the chain is resumed with: {console.command('resume', run)}")
                     return code
-            elif link.name not in passed:
-                closed.add(link.name)
+            elif link.name not in passed_stops:
+                closed_steps.add(link.name)
                 if not _waits(run).exists():  # of several open stops, a `resume` passes the first
                     write_atomic(_waits(run), json.dumps({"name": link.name, "stop": link.step.stop}))
                 console.log(f"then a stop: {link.step.stop}; after that: {console.command('resume', run)}")
     console.log(f"chain {run.name!r}: {status.status_of(run).detail}")
-    console.log(f"next: {console.command('resume' if closed else 'status', run)}")
+    console.log(f"next: {console.command('resume' if closed_steps else 'status', run)}")
     return _wait(run, console) if wait else 0
 
 
-def _start(link: Link, site: Site, before: list[Run], console: Console) -> int:
-    request = link.request(site, tuple(before))
+def _start(link: Link, site: Site, runs_before: list[Run], console: Console) -> int:
+    request = link.request(site, tuple(runs_before))
     run = request.run(console.root)
     if not run.folder.exists():
         return launch.launch(planning.with_run_folders(request, console.roots), console, wait=False)
@@ -196,15 +198,15 @@ def _start(link: Link, site: Site, before: list[Run], console: Console) -> int:
 def _wait(run: Run, console: Console) -> int:
     for member in run.elements():
         follow.until_ended(member)
-    good = (RunState.DONE, RunState.NEW)
-    bad = {
-        m: run_status
-        for m, run_status in status.statuses(run.elements()).items()
-        if run_status.state not in good
+    good_states = (RunState.DONE, RunState.NEW)
+    unfinished = {
+        element: run_status
+        for element, run_status in status.statuses(run.elements()).items()
+        if run_status.state not in good_states
     }
-    for member, run_status in bad.items():
+    for member, run_status in unfinished.items():
         console.log(f"{member.stage} {member.label!r} is {run_status.state}: {run_status.detail}")
-    return FAILED if bad else messages.chained(run, console)
+    return FAILED if unfinished else messages.chained(run, console)
 
 
 # ---------------------------------------------------------------- a chain's folder
@@ -215,14 +217,14 @@ def _links(run: Run) -> list[Link]:
     return links(chain, run.name)
 
 
-def _runs_before(link: Link, chained: dict[str, Link], run: Run) -> list[Run]:
+def _runs_before(link: Link, by_name: dict[str, Link], run: Run) -> list[Run]:
     """Returns the runs that the step waits for; a passed stop stands for the runs before it."""
-    before: dict[Run, None] = {}
+    runs_before: dict[Run, None] = {}
     for name in link.after:
-        earlier = chained[name]
-        runs = [earlier.run(run)] if earlier.step.stage else _runs_before(earlier, chained, run)
-        before |= dict.fromkeys(runs)
-    return list(before)
+        earlier = by_name[name]
+        runs = [earlier.run(run)] if earlier.step.stage else _runs_before(earlier, by_name, run)
+        runs_before |= dict.fromkeys(runs)
+    return list(runs_before)
 
 
 def _stops_passed(run: Run) -> list[str]:

@@ -39,11 +39,11 @@ def dispatch(
     if site.executor == "slurm":
         _to_slurm(run, members, site, console, after)
         return None
-    for before in after:  # there is no queue here that would wait
-        console.log(f"waiting for {before.label!r}")
-        follow.until_ended(before)
-        if (state := status.status_of(before).state) != RunState.DONE:
-            raise UserError(f"--after {before.label}: it is {state}")
+    for earlier_run in after:  # there is no queue here that would wait
+        console.log(f"waiting for {earlier_run.label!r}")
+        follow.until_ended(earlier_run)
+        if (state := status.status_of(earlier_run).state) != RunState.DONE:
+            raise UserError(f"--after {earlier_run.label}: it is {state}")
     if site.executor == "local" and run.elements():
         return _array_here(run, members, site, console)
     return _run_here(run, site, console)
@@ -77,8 +77,8 @@ def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) 
     for job in jobs:
         submissions.note(job.run, job.attempt, site, **_this_process())
     with forwarding(run, site):
-        others = [job for job in jobs if job != final]
-        interrupted = local_array.compute_all(others, site, console.log, final)
+        other_jobs = [job for job in jobs if job != final]
+        interrupted = local_array.compute_all(other_jobs, site, console.log, final)
         for job in jobs:
             submissions.note(job.run, job.attempt, site, ended=now())
     return messages.ended_array(run, interrupted, console)
@@ -115,7 +115,7 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, af
     from hpc_isl.cluster.executors import slurm
 
     final = members[-1] if folders.is_final_element(members[-1]) else None
-    # The final element may still wait for elements that have ended: its new job waits for those of now.
+    # The final element may still wait for elements that have ended: its new job waits for the present ones.
     replaces_job = final is not None and status.status_of(final).alive
     superseded = submissions.newest_of([final])[final] if final and replaces_job else {}
     batch = _batch(run, members, final, site, after)
@@ -127,7 +127,7 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, af
             submissions.note(job.run, job.attempt, site, job=name, **facts[job])
 
     with commands.uninterrupted():
-        # Before sbatch is called: of a process that is killed in between, Slurm's queue is asked for this.
+        # Before sbatch is called: if this process is killed in between, they are searched in Slurm's queue.
         for job in batch.jobs:
             submissions.note(job.run, job.attempt, site, **_this_process(), **facts[job])
         try:
@@ -150,15 +150,19 @@ def _batch(run: Run, members: Sequence[Run], final: Run | None, site: Site, afte
     """Returns the jobs of these members, each with a new attempt."""
     from hpc_isl.cluster.executors import slurm
 
-    waits, beside = _jobs_of(after, site), set[str]()
+    jobs_before, jobs_beside = _jobs_of(after, site), set[str]()
     if final:  # it also waits for living elements that were submitted before
         earlier = [member for member in folders.other_elements(final.array or final) if member not in members]
         living = [member for member, run_status in status.statuses(earlier).items() if run_status.alive]
         newest = submissions.newest_of(living).values()
-        beside = {str(sent["job"]).split("_")[0] for sent in newest if submissions.is_on(sent, site)}
-    first = run.next_attempt()
-    jobs = tuple(Job.of(member, first if member == run else None) for member in members)
-    return slurm.Batch(run, first, jobs, waits, final is not None, tuple(sorted(beside)))
+        jobs_beside = {
+            str(submission["job"]).split("_")[0]
+            for submission in newest
+            if submissions.is_on(submission, site)
+        }
+    attempt = run.next_attempt()
+    jobs = tuple(Job.of(member, attempt if member == run else None) for member in members)
+    return slurm.Batch(run, attempt, jobs, jobs_before, final is not None, tuple(sorted(jobs_beside)))
 
 
 def _jobs_of(after: Sequence[Run], site: Site) -> tuple[str, ...]:

@@ -44,22 +44,22 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
         _refuse_living(run, console)
     elif exists:
         finished = _is_finished(run, request, plan, console)
-    left = request
+    remaining_request = request
     if extension:  # those that are new, have changed or are not done
         done = {element.name for element in folders.other_elements(run) if element.summary() is not None}
         skipped = done - {*extension.changed}
         elements = {name: recipe for name, recipe in (request.elements or {}).items() if name not in skipped}
-        left = replace(request, elements=elements)
-    for line in planning.plan_lines(left, plan, run):
+        remaining_request = replace(request, elements=elements)
+    for line in planning.plan_lines(remaining_request, plan, run):
         console.log(line)
-    names_left = left.elements or plans
-    ahead = {name: plan for name, plan in plans.items() if name in names_left}
-    times = planning.time_lines(left, ahead, console.roots)
-    for line in [planning.try_it(left, ahead, console)] if try_it else times:
+    names_left = remaining_request.elements or plans
+    remaining_plans = {name: plan for name, plan in plans.items() if name in names_left}
+    times = planning.time_lines(remaining_request, remaining_plans, console.roots)
+    for line in [planning.try_it(remaining_request, remaining_plans, console)] if try_it else times:
         console.log(line)
     if extension:
-        shown = "; ".join((*extension.new, *extension.changed)[:12])
-        console.log(f"{sweep.extension_message(run, request, extension)}: {shown}")
+        new_and_changed = "; ".join((*extension.new, *extension.changed)[:12])
+        console.log(f"{sweep.extension_message(run, request, extension)}: {new_and_changed}")
     if finished:
         console.log(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
     return 0
@@ -169,8 +169,8 @@ def _is_finished(run: Run, request: RunRequest, plan: Plan, console: Console) ->
 
 def _is_ours(run: Run) -> bool:
     """Returns whether the job that computes the run is the one in which this process stands."""
-    here = job_here()
-    return here is not None and submissions.newest(run).get("job") == here
+    this_job = job_here()
+    return this_job is not None and submissions.newest(run).get("job") == this_job
 
 
 def _refuse_alive(run: Run, run_status: status.RunStatus, console: Console) -> None:
@@ -203,10 +203,12 @@ def resume(run: Run, site: Site, console: Console, wait: bool, after: tuple[Run,
     if not unfinished:
         console.log("nothing to do: this run is finished")
         return messages.done(run, console)
-    left = [member for member, run_status in unfinished.items() if not run_status.alive or _is_ours(member)]
-    if not left:
+    to_start = [
+        member for member, run_status in unfinished.items() if not run_status.alive or _is_ours(member)
+    ]
+    if not to_start:
         _refuse_alive(run, status.status_of(run), console)
-    return start_attempts(run, folders.with_final_element(run, left), site, console, wait, after)
+    return start_attempts(run, folders.with_final_element(run, to_start), site, console, wait, after)
 
 
 def start_attempts(
@@ -220,15 +222,15 @@ def start_attempts(
     if site.executor == "allocation" and run.elements():
         raise UserError("an array is not resumed inside a job; type it on a login node, or name an element")
     record = read_json(run.record) or {}
-    kept_after = tuple(Run(Path(os.path.normpath(run.folder / path))) for path in record.get("after", []))
-    after = planning.unfinished(after or kept_after)
+    saved_after = tuple(Run(Path(os.path.normpath(run.folder / path))) for path in record.get("after", []))
+    after = planning.unfinished(after or saved_after)
     check_dispatch(site, after)
     for member in members:
         uses.refuse_changed(member)
     if record.get("code") != provenance.code_digest():
         console.log("the code has changed since this run was made; it continues with the present code")
-    which = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
-    console.log(f"{run.stage} {run.label!r} is resumed{which}: {planning.resources(site)}")
+    elements_text = f" with {len(members)} of {len(run.elements())} elements" if run.elements() else ""
+    console.log(f"{run.stage} {run.label!r} is resumed{elements_text}: {planning.resources(site)}")
     # Under the lock, because two calls of `resume` may have passed the checks above together.
     with submissions.alone(run):
         for member, run_status in status.statuses(members).items():  # another process may have started some
@@ -278,13 +280,13 @@ def retry(run: Run, chosen: Site | None, console: Console, wait: bool) -> int:
             site = chosen or _raised(sites.saved_site(member.site), run_status.cause)
             by_site.setdefault(site.model_dump_json(), []).append(member)
     if not by_site:
-        now = status.status_of(run)
+        overall = status.status_of(run)
         raise UserError(
-            f"{run.label!r} has nothing to retry: {', '.join(filter(None, [now.state, now.detail]))}"
+            f"{run.label!r} has nothing to retry: {', '.join(filter(None, [overall.state, overall.detail]))}"
         )
     code = 0
-    for text, members in _final_element_last(run, by_site).items():
-        site = Site.model_validate_json(text)
+    for site_json, members in _final_element_last(run, by_site).items():
+        site = Site.model_validate_json(site_json)
         code = start_attempts(run, members, site, console, wait=False) or code
     return follow.follow(run, console) if wait and not code and status.status_of(run).alive else code
 
@@ -294,10 +296,10 @@ def _final_element_last(run: Run, by_site: dict[str, list[Run]]) -> dict[str, li
     final = folders.final_element(run)
     if final is None or final.summary() is not None:
         return by_site
-    own = next((site for site, members in by_site.items() if final in members), None)
-    own = own or sites.saved_site(final.site).model_dump_json()
-    members = [member for member in by_site.pop(own, []) if member != final]
-    return {**by_site, own: [*members, final]}
+    final_site = next((site for site, members in by_site.items() if final in members), None)
+    final_site = final_site or sites.saved_site(final.site).model_dump_json()
+    members = [member for member in by_site.pop(final_site, []) if member != final]
+    return {**by_site, final_site: [*members, final]}
 
 
 def _raised(site: Site, cause: str) -> Site:

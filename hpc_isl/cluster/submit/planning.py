@@ -57,11 +57,11 @@ def arranged(request: RunRequest, run: Run) -> RunRequest:
     arrange = getattr(stage_named(request.stage).load(), "arrange", None) if request.elements else None
     if arrange is None:
         return request
-    made: Arrangement = arrange(request.elements, run.folder)
-    elements = {name: recipe for name, recipe in made.elements.items() if name != made.last}
-    if made.last:  # behind all others, as Slurm's job of it is submitted
-        elements[made.last] = made.elements[made.last]
-    return replace(request, elements=elements, final_element=made.last, messages=made.messages)
+    arrangement: Arrangement = arrange(request.elements, run.folder)
+    elements = {name: recipe for name, recipe in arrangement.elements.items() if name != arrangement.last}
+    if arrangement.last:  # behind all others, as Slurm's job of it is submitted
+        elements[arrangement.last] = arrangement.elements[arrangement.last]
+    return replace(request, elements=elements, final_element=arrangement.last, messages=arrangement.messages)
 
 
 def plans(request: RunRequest) -> dict[str, Plan]:
@@ -75,12 +75,12 @@ def plans(request: RunRequest) -> dict[str, Plan]:
         deferred = bool(request.after) or name == request.final_element
         by_name[name] = planned(request.stage, recipe, request.site, deferred)
     owners: dict[tuple[object, str], str] = {}
-    known = cache(identity)  # it asks the file system, and elements share most of their paths
+    path_identity = cache(identity)  # it asks the file system, and elements share most of their paths
     for name, plan in by_name.items() if request.elements else ():
-        for path, what in plan.claims():
-            if (other := owners.setdefault((known(path), what), name)) != name:
+        for path, output in plan.claims():
+            if (owner := owners.setdefault((path_identity(path), output), name)) != name:
                 raise UserError(
-                    f"elements {other!r} and {name!r} would both write {what} in {path}: give each its own"
+                    f"elements {owner!r} and {name!r} would both write {output} in {path}: give each its own"
                 )
     return by_name
 
@@ -138,16 +138,16 @@ def differences(run: Run, plan: Plan) -> list[str]:
 
 def recipe_differences(run: Run, plan: Plan) -> list[str]:
     """Returns these lines for the recipe alone."""
-    kept = flatten(read_kept(run.stage, run.recipe))
-    asked = flatten(plan.recipe.model_dump(mode="json"))
+    saved_values = flatten(read_kept(run.stage, run.recipe))
+    requested_values = flatten(plan.recipe.model_dump(mode="json"))
 
     def is_same(key: str) -> bool:
-        values = kept.get(key), asked.get(key)
+        values = saved_values.get(key), requested_values.get(key)
         paths = [value for value in values if isinstance(value, str) and os.path.isabs(value)]
         return values[0] == values[1] or (len(paths) == 2 and same_place(*paths))
 
-    keys = [key for key in {**kept, **asked} if not is_same(key)]
-    return [f"  {key}: {kept.get(key)!r} there, {asked.get(key)!r} here" for key in keys]
+    keys = [key for key in {**saved_values, **requested_values} if not is_same(key)]
+    return [f"  {key}: {saved_values.get(key)!r} there, {requested_values.get(key)!r} here" for key in keys]
 
 
 def refuse_other_run(run: Run, plan: Plan) -> None:
@@ -165,8 +165,8 @@ def refuse_other_run(run: Run, plan: Plan) -> None:
 
 def refuse(run: Run, lines: list[str], how: str = "with another recipe") -> NoReturn:
     """Raises a `UserError` about a run that exists, with the first of these lines."""
-    shown = "\n".join(lines[:8] + ["  …"] * (len(lines) > 8))
-    raise UserError(f"{run.stage} {run.name!r} exists, {how}; choose another --name.\n{shown}")
+    first_lines = "\n".join(lines[:8] + ["  …"] * (len(lines) > 8))
+    raise UserError(f"{run.stage} {run.name!r} exists, {how}; choose another --name.\n{first_lines}")
 
 
 # ---------------------------------------------------------------- what a dry run prints
@@ -193,8 +193,8 @@ def plan_lines(request: RunRequest, plan: Plan, run: Run) -> Iterator[str]:
     jobs = tuple(Job.of(member, 0) for member in runs)  # with a number, because a new attempt makes a folder
     batch = slurm.Batch(run, 0, jobs, last=request.final_element is not None)
     parts = slurm.parts(batch, request.site)
-    more = f", the first of {len(parts)}" if len(parts) > 1 else ""
-    yield from ("", f"# sbatch{more}", slurm.text(batch, request.site).rstrip())
+    parts_text = f", the first of {len(parts)}" if len(parts) > 1 else ""
+    yield from ("", f"# sbatch{parts_text}", slurm.text(batch, request.site).rstrip())
     yield from ("", "# start", slurm.start_time(batch, request.site))
 
 
@@ -230,18 +230,18 @@ def time_lines(request: RunRequest, plans: Mapping[str, Plan], roots: Sequence[P
     if not workloads:
         return
     machine = submissions.machine(request.site, _cpus(request.site))
-    alike = {json.dumps(work.like): work.like for work in workloads}  # often all elements of an array
-    timed = {text: submissions.timings(roots, like, machine) for text, like in alike.items()}
-    known = [
+    work_kinds = {json.dumps(work.like): work.like for work in workloads}  # often all elements of an array
+    timings = {kind: submissions.timings(roots, like, machine) for kind, like in work_kinds.items()}
+    estimates = [
         time
         for work in workloads
-        if (time := estimate(work, timed[json.dumps(work.like)], _processes(request))) is not None
+        if (time := estimate(work, timings[json.dumps(work.like)], _processes(request))) is not None
     ]
-    if len(known) == len(workloads):
-        yield _message(request, known)
+    if len(estimates) == len(workloads):
+        yield _message(request, estimates)
     else:
-        way = "" if request.site.executor == "slurm" else "; --dry-run --time tries it for ten seconds"
-        yield f"time: not known, for nothing like it was timed on such a machine yet{way}"
+        hint = "" if request.site.executor == "slurm" else "; --dry-run --time tries it for ten seconds"
+        yield f"time: not known, for nothing like it was timed on such a machine yet{hint}"
 
 
 def _message(request: RunRequest, times: Sequence[Estimate]) -> str:
@@ -271,8 +271,8 @@ def _processes(request: RunRequest) -> int:
 
 def _cpus(site: Site) -> int:
     """Returns the CPUs of each process."""
-    here = max(1, cpus_here() // site.ranks) if site.executor == "local" else 1
-    return site.cpus or here
+    default_cpus = max(1, cpus_here() // site.ranks) if site.executor == "local" else 1
+    return site.cpus or default_cpus
 
 
 # ---------------------------------------------------------------- a trial
@@ -297,8 +297,8 @@ def try_it(request: RunRequest, plans: Mapping[str, Plan], console: Console) -> 
         )
     largest = max(workloads, key=lambda name: sum(workloads[name].units.values()))
     console.log(f"trying {largest if request.elements else request.stage} for ten seconds …")
-    timed = _tried(request, plans[largest], console)
-    times = [estimate(work, [("", timed)], _processes(request)) for work in workloads.values()]
+    trial_phases = _tried(request, plans[largest], console)
+    times = [estimate(work, [("", trial_phases)], _processes(request)) for work in workloads.values()]
     if None in times:
         raise UserError("--time: the trial ended before every phase of the run was tried")
     return _message(request, [replace(time, sources=()) for time in times if time])
@@ -308,10 +308,10 @@ def _tried(request: RunRequest, plan: Plan, console: Console) -> Timed:
     """Returns the phases that a trial has timed."""
     with tempfile.TemporaryDirectory(prefix="hpc_isl-trial-") as folder:
         run = Run(Path(folder) / request.stage / "trial")
-        shortened = getattr(stage_named(request.stage).load(), "trial_recipe", lambda recipe: recipe)
+        shorten = getattr(stage_named(request.stage).load(), "trial_recipe", lambda recipe: recipe)
         site = request.site.model_copy(update={"tracking": "none", "group": None})
-        single = replace(request, site=site, elements=None, final_element=None, after=())
-        folders.make(run, single, replace(plan, recipe=shortened(plan.recipe)), console.argv)
+        trial_request = replace(request, site=site, elements=None, final_element=None, after=())
+        folders.make(run, trial_request, replace(plan, recipe=shorten(plan.recipe)), console.argv)
         run.trial.touch()  # before its ranks start, which look at it
         job = Job.of(run)
         compute = local.compute_in_allocation if site.executor == "allocation" else local.compute
@@ -319,8 +319,8 @@ def _tried(request: RunRequest, plan: Plan, console: Console) -> Timed:
             compute(job, site, requests, console.log, lambda: None)
         if requests.interrupted:
             raise KeyboardInterrupt
-        timed = read_json(job.attempt_folder / submissions.FILE)
-        if timed is None:
+        record = read_json(job.attempt_folder / submissions.FILE)
+        if record is None:
             raise UserError("\n".join(["--time: the trial failed:", *status_table.failure_text(run)]))
-        phases: Timed = timed["phases"]
+        phases: Timed = record["phases"]
         return phases

@@ -50,10 +50,10 @@ def sweep_request(
     content, origin = read("sweep", path, keys)
     over, stage = content.pop("over", None), content.pop("stage", None)
     if not stage:
-        named = [word for word in re.split(r"[_\W]+", path.stem) if word in STAGES] if path else []
-        if not named:
+        stages_in_name = [word for word in re.split(r"[_\W]+", path.stem) if word in STAGES] if path else []
+        if not stages_in_name:
             raise UserError(f"sweep: say which stage varies, as stage=pretrain; {nearest('', STAGES)}")
-        stage = named[-1]
+        stage = stages_in_name[-1]
     if over is None:
         raise UserError(f"{origin}: over: must be given, as in over='{{seed: [0, 1, 2]}}'")
     stage_named(stage)
@@ -65,8 +65,8 @@ def sweep_request(
         numbers = (f" ({number})" if number > 1 else "" for number in itertools.count(1))
         label = next(label + number for number in numbers if label + number not in elements)
         assignments = [f"{key}={written(value)}" for key, value in values.items()]
-        where = f"{origin}, element {' '.join(assignments)}"
-        elements[label] = parsed(recipe.stage, override(recipe.base, assignments), where)
+        element_origin = f"{origin}, element {' '.join(assignments)}"
+        elements[label] = parsed(recipe.stage, override(recipe.base, assignments), element_origin)
     # All together: a key may matter to some elements alone, as `alpha` does where objects.kind varies.
     refuse_unused(list(elements.values()), origin)
     return RunRequest(stage, recipe, site_of(stage, site), name, after, elements)
@@ -76,20 +76,20 @@ def _combinations(recipe: SweepRecipe) -> Iterator[Mapping[str, Any]]:
     """Yields all combinations of each group; one that an earlier group has set does not come again."""
     seen: set[str] = set()
     for group in [recipe.over] if isinstance(recipe.over, dict) else recipe.over:
-        sets = [values if isinstance(values, list) else [values] for values in group.values()]
-        for chosen in itertools.product(*sets):
-            values = dict(zip(group, chosen, strict=True))
-            text = json.dumps(values, sort_keys=True, default=str)
-            if text not in seen:
-                seen.add(text)
+        value_lists = [values if isinstance(values, list) else [values] for values in group.values()]
+        for combination in itertools.product(*value_lists):
+            values = dict(zip(group, combination, strict=True))
+            values_json = json.dumps(values, sort_keys=True, default=str)
+            if values_json not in seen:
+                seen.add(values_json)
                 yield values
 
 
 def _label(values: Mapping[str, Any]) -> str:
     """Returns `seed=0,train.crop=256`, of characters that a folder and a command line can have."""
-    text = ",".join(f"{key}={plain(value)}" for key, value in values.items())
-    legal = re.sub(r"[^\w.,=+\-]+", "_", text).strip("_.-") or "as-is"
-    return legal[:LONGEST]
+    assignments = ",".join(f"{key}={plain(value)}" for key, value in values.items())
+    label = re.sub(r"[^\w.,=+\-]+", "_", assignments).strip("_.-") or "as-is"
+    return label[:LONGEST]
 
 
 # ---------------------------------------------------------------- a sweep that exists
@@ -97,7 +97,7 @@ def _label(values: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Extension:
-    """What a request asks for beyond what a sweep has; the final element is not counted.
+    """The elements that a request adds to a sweep, or changes; the final element is not counted.
 
     Attributes:
         new: names of elements that the sweep does not have.
@@ -120,27 +120,27 @@ def compare(run: Run, request: RunRequest, plans: Mapping[str, Plan]) -> Extensi
         UserError: existing elements would not be computed by this request, or by another recipe.
     """
     existing = {element.folder: element for element in folders.other_elements(run)}
-    asked = {request.element(run, name).folder: name for name in plans if name != request.final_element}
-    gone = [element for path, element in existing.items() if path not in asked]
+    requested = {request.element(run, name).folder: name for name in plans if name != request.final_element}
+    missing_elements = [element for path, element in existing.items() if path not in requested]
     final = folders.final_element(run)
     if final and final.name != request.final_element:
-        gone.append(final)
-    both: dict[str, tuple[Run, Plan]] = {}
+        missing_elements.append(final)
+    shared: dict[str, tuple[Run, Plan]] = {}
     for path, element in existing.items():
-        if name := asked.get(path):
+        if name := requested.get(path):
             # An element that was never planned is compared as it was asked for.
             unplanned = not provenance.is_planned(element)
-            both[name] = element, Plan((request.elements or {})[name]) if unplanned else plans[name]
-    wrong = [line for pair in both.values() for line in planning.recipe_differences(*pair)]
-    changed = [name for name, pair in both.items() if uses.differing_inputs([pair])]
-    lines = uses.differing_inputs(list(both.values())) if changed else []
-    if gone or wrong:
-        over = planning.differences(run, Plan(request.recipe)) if gone else []
-        over = [line for line in over if line.startswith("  over")]
-        missing = [f"  element {element.name!r}: there, not here" for element in gone]
-        planning.refuse(run, [*lines, *dict.fromkeys(wrong), *(over or missing)])
-    new = tuple(name for path, name in asked.items() if path not in existing)
-    return Extension(new, tuple(changed), tuple(lines))
+            shared[name] = element, Plan((request.elements or {})[name]) if unplanned else plans[name]
+    recipe_lines = [line for pair in shared.values() for line in planning.recipe_differences(*pair)]
+    changed_names = [name for name, pair in shared.items() if uses.differing_inputs([pair])]
+    input_lines = uses.differing_inputs(list(shared.values())) if changed_names else []
+    if missing_elements or recipe_lines:
+        over_lines = planning.differences(run, Plan(request.recipe)) if missing_elements else []
+        over_lines = [line for line in over_lines if line.startswith("  over")]
+        missing_lines = [f"  element {element.name!r}: there, not here" for element in missing_elements]
+        planning.refuse(run, [*input_lines, *dict.fromkeys(recipe_lines), *(over_lines or missing_lines)])
+    new_names = tuple(name for path, name in requested.items() if path not in existing)
+    return Extension(new_names, tuple(changed_names), tuple(input_lines))
 
 
 def refuse_changed(run: Run, request: RunRequest, extension: Extension, command: str) -> None:
@@ -168,11 +168,11 @@ def refuse_changed(run: Run, request: RunRequest, extension: Extension, command:
 
 def extension_message(run: Run, request: RunRequest, extension: Extension) -> str:
     """Returns `sweep 'nuc' is extended: 6 of 18 elements are new; then 'final' once more`."""
-    count, new, changed = _count(request), len(extension.new), len(extension.changed)
-    parts = [f"{new} of {count} elements are new"] if new else []
-    parts += [f"{changed} of {count} are computed once more"] if changed else []
-    again = f"; then {request.final_element!r} once more" if request.final_element else ""
-    return f"{run.stage} {run.name!r} is extended: {', '.join(parts)}{again}"
+    count, new_count, changed_count = _count(request), len(extension.new), len(extension.changed)
+    parts = [f"{new_count} of {count} elements are new"] if new_count else []
+    parts += [f"{changed_count} of {count} are computed once more"] if changed_count else []
+    final_text = f"; then {request.final_element!r} once more" if request.final_element else ""
+    return f"{run.stage} {run.name!r} is extended: {', '.join(parts)}{final_text}"
 
 
 def _count(request: RunRequest) -> int:
@@ -188,22 +188,22 @@ def extend(
     """Makes the new elements, those that changed, and the final one, whose recipe names all of them."""
     share_with_group(request.site.group)
     content = provenance.record(request.recipe, list(argv))
-    again = [*extension.changed, *([request.final_element] if request.final_element else [])]
+    remade_names = [*extension.changed, *([request.final_element] if request.final_element else [])]
     elements = [request.element(run, name) for name in extension.new]
-    for element in [*elements, *(Run(run.folder / UNSEEN / name) for name in again)]:
+    for element in [*elements, *(Run(run.folder / UNSEEN / name) for name in remade_names)]:
         shutil.rmtree(element.folder, ignore_errors=True)  # of an extension that was ended
         deferred = element.name == request.final_element
         folders.make_element(element, request, plans[element.name], content, deferred)
-    kept = read_json(run.record) or {}
-    step = {key: content[key] for key in ("argv", "user", "host", "commit", "diff", "code")}
-    entry = {"time": now(), "elements": list(extension.new), "updated": list(extension.changed), **step}
-    left = {
+    record = read_json(run.record) or {}
+    origin = {key: content[key] for key in ("argv", "user", "host", "commit", "diff", "code")}
+    entry = {"time": now(), "elements": list(extension.new), "updated": list(extension.changed), **origin}
+    journal = {
         "elements": request.elements_content(plans),
-        "replaced": [f"{request.stage}/{name}" for name in again],
-        "record": kept | {"digest": digest(request.recipe), "widened": [*kept.get("widened", []), entry]},
+        "replaced": [f"{request.stage}/{name}" for name in remade_names],
+        "record": record | {"digest": digest(request.recipe), "widened": [*record.get("widened", []), entry]},
         "recipe": to_yaml(request.recipe),
     }
-    write_atomic(_journal(run), json.dumps(left, indent=1))
+    write_atomic(_journal(run), json.dumps(journal, indent=1))
     _finish(run)
 
 
@@ -215,33 +215,33 @@ def finish_interrupted(run: Run) -> None:
 
 
 def _finish(run: Run) -> None:
-    left = read_json(_journal(run))
-    if left is None:
+    journal = read_json(_journal(run))
+    if journal is None:
         return
     # Each step can be done twice; the journal goes last, so that a kill leaves it to be read again.
-    for name in left.get("replaced", [left["elements"].get("last")]):
+    for name in journal.get("replaced", [journal["elements"].get("last")]):
         if name:
             _replace(run, run.folder / name)
     shutil.rmtree(run.folder / UNSEEN, ignore_errors=True)
-    write_atomic(run.elements_file, json.dumps(left["elements"], indent=1))
-    write_atomic(run.record, json.dumps(left["record"], indent=1))
-    write_atomic(run.recipe, left["recipe"])
+    write_atomic(run.elements_file, json.dumps(journal["elements"], indent=1))
+    write_atomic(run.record, json.dumps(journal["record"], indent=1))
+    write_atomic(run.recipe, journal["recipe"])
     _journal(run).unlink()
 
 
 def _replace(run: Run, folder: Path) -> None:
     """Puts an element that was made anew in the place of the earlier one, which is kept: it may be in use."""
-    unseen = run.folder / UNSEEN / folder.name
-    if not unseen.exists():
+    new_folder = run.folder / UNSEEN / folder.name
+    if not new_folder.exists():
         return
     if folder.exists():
         inside = Path(folder.parent.name, folder.name)  # `earlier/1/finetune/final`, or the first free number
         paths = (run.folder / "earlier" / str(number) / inside for number in itertools.count(1))
-        kept = next(path for path in paths if not path.exists())
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(folder, kept)
+        kept_folder = next(path for path in paths if not path.exists())
+        kept_folder.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, kept_folder)
     folder.parent.mkdir(exist_ok=True)
-    os.rename(unseen, folder)
+    os.rename(new_folder, folder)
 
 
 def _journal(run: Run) -> Path:

@@ -22,9 +22,9 @@ LAST_PASS_S = 45.0  # how long the end of a run waits for the rest to be forward
 
 
 @contextmanager
-def forwarding(run: Run, where: Site) -> Iterator[None]:
+def forwarding(run: Run, run_site: Site) -> Iterator[None]:
     """Forwards the run's newest attempt while the block lasts, and what is left at its end."""
-    if where.tracking_address(run.root) is None:
+    if run_site.tracking_address(run.root) is None:
         yield
         return
     log_file = run.attempts / str(run.attempt_numbers()[-1]) / "forward.log"
@@ -79,20 +79,20 @@ def _continues(run: Run) -> bool:
     if run.elements():
         return any(_continues(member) for member in run.elements())
     submission = submissions.newest(run)
-    left = any(record.get("exit") for record in status.ranks(run)[:1])
-    gone = submission.get("executor") == "local" and submissions.watcher(submission) is None
-    return not (left or gone or run.summary() is not None)
+    has_exited = any(record.get("exit") for record in status.ranks(run)[:1])
+    watcher_gone = submission.get("executor") == "local" and submissions.watcher(submission) is None
+    return not (has_exited or watcher_gone or run.summary() is not None)
 
 
 def sync_all(runs: list[Run], log: Callable[[str], None], ask: bool = True) -> int:
     """Forwards each run once, and the elements of arrays; returns 1 where one could not be forwarded."""
-    every: list[Run] = []
+    all_runs: list[Run] = []
     for run in runs:
         members = run.elements()
         # An array has a run of its own in MLflow, above those of its elements; a chain has none.
-        own = [] if members and not any(member.array == run for member in members) else [run]
-        every += [*own, *members]
-    return sync_each(every, log, ask)
+        run_itself = [] if members and not any(member.array == run for member in members) else [run]
+        all_runs += [*run_itself, *members]
+    return sync_each(all_runs, log, ask)
 
 
 def sync_each(runs: list[Run], log: Callable[[str], None], ask: bool = True) -> int:

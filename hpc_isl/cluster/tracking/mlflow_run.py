@@ -59,33 +59,33 @@ def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
     if not (run.folder / "tracking.json").exists() and span(run) is None:
         return f"{run.label}: has not begun, there is nothing to forward yet"
     share_with_group(site.saved_site(run.site).group)
-    with only_writer(run.folder / ".tracking.lock", wait_s) as mine:
-        if not mine:
+    with only_writer(run.folder / ".tracking.lock", wait_s) as has_lock:
+        if not has_lock:
             return f"{run.label}: another process forwards it just now"
-        nothing = _nothing_new(run, uri)
-        if nothing and not ask:
+        nothing_new = _nothing_new(run, uri)
+        if nothing_new and not ask:
             return f"{run.label}: nothing new for {uri}"
         check(uri)
         try:
             forward = _Forward(run, uri)
         except RunDeleted as deleted:
             return f"{run.label}: {deleted}"
-        if nothing and not forward.made:
+        if nothing_new and not forward.made:
             return f"{run.label}: nothing new for {uri}"
         return f"{run.label}: {forward.all()} to {uri}"
 
 
 def _nothing_new(run: Run, uri: str) -> bool:
     """Returns whether an earlier pass over the ended run forwarded all that its folder holds."""
-    kept = read_json(run.folder / "tracking.json") or {}
+    tracking = read_json(run.folder / "tracking.json") or {}
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
-    if kept.get("uri") != uri or kept["offset"] != size or changed(run, kept["files"]):
+    if tracking.get("uri") != uri or tracking["offset"] != size or changed(run, tracking["files"]):
         return False
-    above = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
-    if kept.get("parent") != above.get("run_id"):
+    array_tracking = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
+    if tracking.get("parent") != array_tracking.get("run_id"):
         return False
     run_status = status.status_of(run)
-    return kept.get("ended") == _ending(run, run_status) and kept.get("results") == results_of(run)
+    return tracking.get("ended") == _ending(run, run_status) and tracking.get("results") == results_of(run)
 
 
 def _ending(run: Run, run_status: status.RunStatus) -> list[Any] | None:
@@ -172,13 +172,13 @@ class _Forward:
             [experiment_id], query, run_view_type=self.mlflow.entities.ViewType.ALL
         )
         if existing:
-            existing.sort(key=lambda known: str(known.info.lifecycle_stage))  # active before deleted
+            existing.sort(key=lambda run: str(run.info.lifecycle_stage))  # active before deleted
             self._check(existing[0])
             return str(existing[0].info.run_id)
-        began, _ = span(self.run) or (None, None)
+        start, _ = span(self.run) or (None, None)
         tags = {"hpc_isl.key": self.record["key"]}
-        made = self.client.create_run(experiment_id, start_time=began, tags=tags, run_name=self.run.label)
-        return str(made.info.run_id)
+        new_run = self.client.create_run(experiment_id, start_time=start, tags=tags, run_name=self.run.label)
+        return str(new_run.info.run_id)
 
     def _check(self, existing: Any) -> None:
         """Checks that no person has deleted it in MLflow.
@@ -197,15 +197,15 @@ class _Forward:
     def _describe(self) -> None:
         """Sends parameters, tags and data sets."""
         entities = self.mlflow.entities
-        flat = {_plain(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
+        values = {_plain(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
         # A parameter never changes in MLflow; a wider sweep has more.
         existing = self.client.get_run(self.kept["run_id"]).data.params
         params = [
-            entities.Param(key, str(value)[:VALUE]) for key, value in flat.items() if key not in existing
+            entities.Param(key, str(value)[:VALUE]) for key, value in values.items() if key not in existing
         ]
-        for first in range(0, len(params), PARAMS):
-            self.client.log_batch(self.kept["run_id"], params=params[first : first + PARAMS])
-        facts = {
+        for start in range(0, len(params), PARAMS):
+            self.client.log_batch(self.kept["run_id"], params=params[start : start + PARAMS])
+        tags = {
             "hpc_isl.stage": self.run.stage, "hpc_isl.folder": str(self.run.folder),
             "hpc_isl.digest": self.record.get("digest"),
             "hpc_isl.array": self.run.array and self.run.array.name,
@@ -214,34 +214,34 @@ class _Forward:
             "mlflow.source.name": f"hpc_isl {self.run.stage}",  # the pages show what follows its last slash
             "hpc_isl.command": " ".join(self.record.get("argv", [])) or None,
         }  # fmt: skip
-        self._tag({name: value for name, value in facts.items() if value})
+        self._tag({name: value for name, value in tags.items() if value})
         self._data_sets(self.record.get("inputs", {}))
 
     def _under(self, array: Run) -> None:
         """Makes the run a child of its array's, which the first element to come makes."""
-        above = read_json(array.folder / "tracking.json") or {}
-        if above.get("uri") != self.uri:
-            above = self._parent(array)
-        if self.kept.get("parent") != above["run_id"]:
-            self._tag({"mlflow.parentRunId": above["run_id"]})
-            self.kept["parent"] = above["run_id"]
+        array_tracking = read_json(array.folder / "tracking.json") or {}
+        if array_tracking.get("uri") != self.uri:
+            array_tracking = self._parent(array)
+        if self.kept.get("parent") != array_tracking["run_id"]:
+            self._tag({"mlflow.parentRunId": array_tracking["run_id"]})
+            self.kept["parent"] = array_tracking["run_id"]
             self._keep()
 
     def _parent(self, array: Run) -> dict[str, Any]:
-        with only_writer(array.folder / ".tracking.lock", wait_s=PARENT_S) as mine:
-            if not mine:
+        with only_writer(array.folder / ".tracking.lock", wait_s=PARENT_S) as has_lock:
+            if not has_lock:
                 raise Unreachable(f"{array.label} is being forwarded by another process just now")
             parent = _Forward(array, self.uri)
             parent.all()
             return parent.kept
 
-    def _tag(self, facts: Mapping[str, object]) -> None:
-        tags = [self.mlflow.entities.RunTag(name, str(value)) for name, value in facts.items()]
+    def _tag(self, values: Mapping[str, object]) -> None:
+        tags = [self.mlflow.entities.RunTag(name, str(value)) for name, value in values.items()]
         self.client.log_batch(self.kept["run_id"], tags=tags)
 
     def _data_sets(self, inputs: Mapping[str, str]) -> None:
         entities = self.mlflow.entities
-        sets = [
+        data_sets = [
             entities.DatasetInput(
                 entities.Dataset(
                     name=Path(name).name, digest=digest[:DIGEST], source_type="local",
@@ -251,8 +251,8 @@ class _Forward:
             )
             for name, digest in inputs.items()
         ]  # fmt: skip
-        if sets:
-            self.client.log_inputs(self.kept["run_id"], sets)
+        if data_sets:
+            self.client.log_inputs(self.kept["run_id"], data_sets)
 
     # ------------------------------------------------------------ what grows
 
@@ -267,13 +267,15 @@ class _Forward:
         return sent + self._send(batch, end)
 
     def _fresh(self, line: dict[str, Any]) -> list[Any]:
-        last, metric = self.kept["last"], self.mlflow.entities.Metric
-        new = {key: value for key, value in line["values"].items() if line["step"] > last.get(key, -1)}
-        if not new:
+        last_steps, metric = self.kept["last"], self.mlflow.entities.Metric
+        new_values = {
+            key: value for key, value in line["values"].items() if line["step"] > last_steps.get(key, -1)
+        }
+        if not new_values:
             return []
-        last |= dict.fromkeys(new, line["step"])
-        moment = int(datetime.fromisoformat(line["time"]).timestamp() * 1000)
-        return [metric(_plain(key), value, moment, line["step"]) for key, value in new.items()]
+        last_steps |= dict.fromkeys(new_values, line["step"])
+        time_ms = int(datetime.fromisoformat(line["time"]).timestamp() * 1000)
+        return [metric(_plain(key), value, time_ms, line["step"]) for key, value in new_values.items()]
 
     def _new_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Yields complete lines since the last pass, and where each ends; one torn by a kill is skipped."""
@@ -289,8 +291,8 @@ class _Forward:
 
     def _send(self, batch: list[Any], offset: int) -> int:
         """Sends metrics; what is sent twice, after a kill before the offset was kept, MLflow itself drops."""
-        for first in range(0, len(batch), METRICS):
-            self.client.log_batch(self.kept["run_id"], metrics=batch[first : first + METRICS])
+        for start in range(0, len(batch), METRICS):
+            self.client.log_batch(self.kept["run_id"], metrics=batch[start : start + METRICS])
         self.kept["offset"] = offset
         self._keep()
         return len(batch)
@@ -312,14 +314,14 @@ class _Forward:
         return self._send(batch, self.kept["offset"])
 
     def _send_files(self) -> int:
-        new = changed(self.run, self.kept["files"])
-        for path in new:
-            inside = path.relative_to(self.run.folder)
-            seen, folder = file_stamp(path), None if inside.parent == Path() else str(inside.parent)
+        new_files = changed(self.run, self.kept["files"])
+        for path in new_files:
+            name = path.relative_to(self.run.folder)
+            stamp, folder = file_stamp(path), None if name.parent == Path() else str(name.parent)
             self.client.log_artifact(self.kept["run_id"], str(path), folder)
-            self.kept["files"][str(inside)] = seen
+            self.kept["files"][str(name)] = stamp
         self._keep()
-        return len(new)
+        return len(new_files)
 
     def _model(self) -> bool:
         """Logs the model; of an array that ends with one model of all, only that: it has a hundred others."""

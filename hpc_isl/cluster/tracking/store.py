@@ -71,8 +71,8 @@ def one_at_a_time(root: Path) -> AbstractContextManager[bool]:
 
 def client(mlflow: Any, uri: str, root: Path) -> Any:
     """Returns MLflow's own client, with a database that appears complete or not at all."""
-    with one_at_a_time(root) as mine:
-        if not mine:
+    with one_at_a_time(root) as has_lock:
+        if not has_lock:
             raise Unreachable(f"{uri} is being made by another process just now")
         path = Path(uri.removeprefix(SQLITE))
         if uri.startswith(SQLITE) and not path.exists():
@@ -96,8 +96,8 @@ def experiment(client: Any, uri: str, root: Path, name: str) -> str:
         existing = client.get_experiment_by_name(name)
         if existing is None:
             # A server knows where it keeps files; beside a database of ours they lie beside it.
-            place = None if uri.startswith("http") else (root / "mlflow-artifacts").as_uri()
-            return str(client.create_experiment(name, place, tags={KIND: MACHINE_LEARNING}))
+            artifact_location = None if uri.startswith("http") else (root / "mlflow-artifacts").as_uri()
+            return str(client.create_experiment(name, artifact_location, tags={KIND: MACHINE_LEARNING}))
     usable(client, uri, existing)
     return str(existing.experiment_id)
 
@@ -137,8 +137,8 @@ def changed(run: Run, sent: Mapping[str, list[int]]) -> list[Path]:
     They are recipe, records, tables, pictures, and the report of an array.
     """
     pages = [path for kind in PAGES for path in run.folder.glob(f"report/**/*.{kind}")]
-    named = (run.folder / name for name in NAMES + TABLES)
-    paths = [path for path in (*named, *sorted(run.pictures.glob("*.png")), *sorted(pages)) if path.is_file()]
+    files = (run.folder / name for name in NAMES + TABLES)
+    paths = [path for path in (*files, *sorted(run.pictures.glob("*.png")), *sorted(pages)) if path.is_file()]
     return [path for path in paths if sent.get(str(path.relative_to(run.folder))) != file_stamp(path)]
 
 
@@ -159,7 +159,7 @@ def log_model(mlflow: Any, run: Run, run_id: str, packages: Mapping[str, str]) -
     images = "counts divided by the vendor's flat field (of mean 1)" if corrected else "stored counts"
     with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
         warnings.simplefilter("ignore")  # advice to the author of a model, not to its trainer
-        made = mlflow.pyfunc.log_model(
+        logged_model = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(PACKAGE / "learning" / "inference" / "served.py"),
             artifacts={"model": str(run.model)},
@@ -168,7 +168,7 @@ def log_model(mlflow: Any, run: Run, run_id: str, packages: Mapping[str, str]) -
             code_paths=[str(PACKAGE)],
             pip_requirements=[f"{name}=={packages[name]}" for name in NEEDS.split() if name in packages],
         )
-    return str(made.model_uri)
+    return str(logged_model.model_uri)
 
 
 # ---------------------------------------------------------------- a sweep as a whole
@@ -180,7 +180,7 @@ class Summary:
 
     Attributes:
         curves: name of a metric -> number of annotation boxes -> mean score.
-        note: the same as a table in Markdown.
+        note: these scores as a table in Markdown.
     """
 
     curves: Mapping[str, Mapping[int, float]]
@@ -191,8 +191,8 @@ def results_of(run: Run) -> str | None:
     """Returns what tells the results of a sweep from earlier ones; None: nothing tells of it as a whole."""
     elements = [element for element in run.elements() if element.array == run]
     reported = [element for element in elements if element.stage in STAGES and STAGES[element.stage].report]
-    done = {element.name: element.summary() for element in reported}
-    times = [f"{name} {summary.get('time')}" for name, summary in sorted(done.items()) if summary]
+    summaries = {element.name: element.summary() for element in reported}
+    times = [f"{name} {summary.get('time')}" for name, summary in sorted(summaries.items()) if summary]
     return hashlib.sha256("\n".join(times).encode()).hexdigest()[:16] if times else None
 
 
@@ -200,7 +200,7 @@ def summarise(run: Run, again: bool) -> Summary:
     """Returns the scores, and writes the report where the one in the folder lacks results.
 
     Args:
-        again: earlier scores were forwarded. MLflow overwrites no metric, so these are others.
+        again: earlier scores were forwarded. MLflow overwrites no metric, so these get other names.
 
     Raises:
         UserError: no element has a score.
@@ -209,8 +209,8 @@ def summarise(run: Run, again: bool) -> Summary:
     means = report.mean_scores(run)
     if not report.is_current(run):
         report.report(run)
-    done = sum(element.summary() is not None for element in run.elements())
-    section = means.score + (f" of {done} elements" if again else "")
+    done_count = sum(element.summary() is not None for element in run.elements())
+    section = means.score + (f" of {done_count} elements" if again else "")
     curves = {f"{section}/{arm.replace('/', '_')}": curve for arm, curve in means.curves.items()}
     # A row for each arm, a column for each number of annotation boxes.
     counts = sorted({boxes for curve in means.curves.values() for boxes in curve})

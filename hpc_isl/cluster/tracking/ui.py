@@ -22,7 +22,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.site import Site, user_name
 
 HOST = "127.0.0.1"  # alone, because these pages have no password
-PAGES = "hpc_isl"  # the name of `tracking_pages` among MLflow's plugins
+PAGES = "hpc_isl"  # the name of the module `pages` among MLflow's plugins
 START_S = 600.0
 LOG_S = 30.0  # between lines to a person who waits for the start
 LOG_LINES = 12
@@ -48,10 +48,10 @@ def serve(root: Path, port: int | None, log: Callable[[str], None]) -> int:
         _await(server, port, log_file, log)
         log(f"MLflow: http://{HOST}:{port}   (Ctrl-C ends it)")
         if os.environ.get("SLURM_JOB_ID"):  # in a job: the user's own computer has the browser
-            me, login = user_name(), os.environ.get("SLURM_SUBMIT_HOST", "LOGIN")
-            hop = f"-J {me}@{login} {me}@{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}"
+            user, login = user_name(), os.environ.get("SLURM_SUBMIT_HOST", "LOGIN")
+            jump = f"-J {user}@{login} {user}@{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}"
             log("On your own computer, then open that address there:")
-            log(f"  ssh -N -L {port}:{HOST}:{port} {hop}")
+            log(f"  ssh -N -L {port}:{HOST}:{port} {jump}")
         while True:  # what runs have measured since is forwarded each minute
             with suppress(subprocess.TimeoutExpired):
                 return server.wait(SYNC_S)
@@ -92,8 +92,8 @@ def _start(uri: str, root: Path, port: int, log_file: Path) -> subprocess.Popen[
     if any(plugin.name == PAGES for plugin in metadata.entry_points(group="mlflow.app")):
         command += ["--app-name", PAGES]  # a package that was not installed has no plugins
     # Its job runner is eight more processes that nothing here uses.
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment = {**os.environ, **quiet, "DO_NOT_TRACK": "true"}
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {**os.environ, **settings, "DO_NOT_TRACK": "true"}
     with log_file.open("ab") as stream:
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, process_group=0
@@ -106,27 +106,27 @@ def _await(server: subprocess.Popen[bytes], port: int, log_file: Path, log: Call
     Raises:
         UserError: it has ended, or gives no answer for `START_S`; the reason stands in its log too.
     """
-    began = shown = time.monotonic()
-    while (missing := _missing(port)) and server.poll() is None and time.monotonic() - began < START_S:
-        if time.monotonic() - shown > LOG_S:
-            shown = time.monotonic()
-            log(f"MLflow does not answer yet after {shown - began:.0f} s ({missing}); its log is {log_file}")
+    start = logged = time.monotonic()
+    while (problem := _missing(port)) and server.poll() is None and time.monotonic() - start < START_S:
+        if time.monotonic() - logged > LOG_S:
+            logged = time.monotonic()
+            log(f"MLflow does not answer yet after {logged - start:.0f} s ({problem}); its log is {log_file}")
         time.sleep(0.3)
-    if not missing:
+    if not problem:
         return
     ended = server.poll() is not None
-    why = f"its server ended with code {server.returncode}" if ended else f"it does not answer: {missing}"
-    ends = "\n".join(f"  {line}" for line in log_file.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    reason = f"its server ended with code {server.returncode}" if ended else f"it does not answer: {problem}"
+    tail = "\n".join(f"  {line}" for line in log_file.read_text(errors="replace").splitlines()[-LOG_LINES:])
     with suppress(OSError), log_file.open("a") as stream:
-        stream.write(f"given up: {why}\n")
-    raise UserError(f"MLflow did not start on port {port}: {why}. Its log, {log_file}, ends:\n{ends}")
+        stream.write(f"given up: {reason}\n")
+    raise UserError(f"MLflow did not start on port {port}: {reason}. Its log, {log_file}, ends:\n{tail}")
 
 
 def _missing(port: int) -> str:
     """Returns why the server does not answer; empty: it does. Does not use a proxy that the user has set."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        direct.open(f"http://{HOST}:{port}/health", timeout=2).close()
+        opener.open(f"http://{HOST}:{port}/health", timeout=2).close()
     except (OSError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", error)) or type(error).__name__
     return ""

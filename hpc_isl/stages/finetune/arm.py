@@ -1,4 +1,4 @@
-"""What a run begins with, by its arm: the task, the network and its weights, the training samples."""
+"""The beginning of a run, by its arm: the task, the network and its weights, the training samples."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from hpc_isl.stages.finetune.inputs import FinetuneInputs, frozen_batchnorm, gua
 
 def task_of(recipe: FinetuneRecipe, inputs: FinetuneInputs, objects: int) -> Task | None:
     """Returns what the network will predict; None: still the stain, from which objects are then drafted."""
-    asked, start = recipe.objects, inputs.start(recipe.arm)
+    settings, start = recipe.objects, inputs.start(recipe.arm)
     if start is not None and recipe.n == 0:
-        known = start.contract.task
-        return known and replace(
-            known, h_maxima=known.h_maxima if asked.h_maxima == "fit" else asked.h_maxima,
-            method=asked.method, arm=recipe.arm, boxes=0, objects=0,
+        task = start.contract.task
+        return task and replace(
+            task, h_maxima=task.h_maxima if settings.h_maxima == "fit" else settings.h_maxima,
+            method=settings.method, arm=recipe.arm, boxes=0, objects=0,
         )  # fmt: skip
     stain = start.contract.view.normalize.target if start else ""
-    from_stain = start is not None and start.isl and asked.head in ("paper", "stain")
+    from_stain = start is not None and start.isl and settings.head in ("paper", "stain")
     return Task(
-        labels=recipe.labels, kind=asked.kind, head=asked.head, from_stain=from_stain,
-        span=65535.0 if stain == "none" else 1.0, slope=asked.slope, scale=asked.scale,
-        map=asked.map, h_maxima=height_of(asked), mask_threshold=asked.mask_threshold,
-        method=asked.method, arm=recipe.arm, boxes=len(inputs.learning), objects=objects,
+        labels=recipe.labels, kind=settings.kind, head=settings.head, from_stain=from_stain,
+        span=65535.0 if stain == "none" else 1.0, slope=settings.slope, scale=settings.scale,
+        map=settings.map, h_maxima=height_of(settings), mask_threshold=settings.mask_threshold,
+        method=settings.method, arm=recipe.arm, boxes=len(inputs.learning), objects=objects,
         confidence=(),  # until boxes left out have taught one
     )  # fmt: skip
 
@@ -53,8 +53,8 @@ def start_task(recipe: FinetuneRecipe, inputs: FinetuneInputs, task: Task) -> Ta
         return None
     start = inputs.start(recipe.arm)
     # A start that segments has its own height and areas; one from the stain has none yet but the run's.
-    own = (start.contract.task if start else None) or task
-    return replace(own, labels=task.labels, arm=recipe.arm, boxes=0, objects=0, confidence=task.confidence)
+    base = (start.contract.task if start else None) or task
+    return replace(base, labels=task.labels, arm=recipe.arm, boxes=0, objects=0, confidence=task.confidence)
 
 
 def seed_of(recipe: FinetuneRecipe) -> int:
@@ -82,10 +82,10 @@ def network_of(
         start_from(network, state, head=task.from_stain or not isl)
     if isl:
         set_head(network, task, seed)
-    if frozen := frozen_batchnorm(recipe):
-        freeze_batchnorm(network.encoder if frozen == "encoder" else network)
-    built: nn.Module = network
-    return built
+    if frozen_part := frozen_batchnorm(recipe):
+        freeze_batchnorm(network.encoder if frozen_part == "encoder" else network)
+    module: nn.Module = network
+    return module
 
 
 def optimizer_groups(recipe: FinetuneRecipe, network: nn.Module) -> list[Group]:

@@ -113,12 +113,12 @@ def boxes_of(study: PlateViews, labels: str, parts: Sequence[str] = PARTS) -> li
             if labels in label_names(image):
                 origin, corners = annotation(image, labels)
                 times = range(plate.index.field(key).shape[0])
-                boxes += [Box(plate, key, time, labels, origin, own) for time in times for own in corners]
+                boxes += [Box(plate, key, time, labels, origin, edges) for time in times for edges in corners]
     if not boxes:
         images = (index.image(field.key) for index in study.indices for field in index.plate.fields)
         names = {name for image in images for name in label_names(image)}
-        where = "" if set(parts) == set(PARTS) else f" in the parts {', '.join(parts)} of the split"
-        raise UserError(f"labels {labels!r}: no field{where} has them; {nearest(labels, sorted(names))}")
+        parts_text = "" if set(parts) == set(PARTS) else f" in the parts {', '.join(parts)} of the split"
+        raise UserError(f"labels {labels!r}: no field{parts_text} has them; {nearest(labels, sorted(names))}")
     return boxes
 
 
@@ -135,20 +135,20 @@ def draw(boxes: Sequence[Box], n: int | str, number: int) -> list[Box]:
     return ordered if n == "all" else ordered[: int(n)]
 
 
-def in_wells(boxes: Sequence[Box], wanted: Mapping[str, Sequence[str]]) -> list[Box]:
-    """Returns the boxes whose wells have one of the wanted values in each column of the plate map.
+def in_wells(boxes: Sequence[Box], selection: Mapping[str, Sequence[str]]) -> list[Box]:
+    """Returns the boxes whose wells have, in each column of `selection`, one of the values that it lists.
 
     Raises:
         UserError: a column or value that no annotated well has.
     """
-    for column, values in wanted.items():
-        known = sorted({box.value(column) for box in boxes} - {""})
+    for column, values in selection.items():
+        column_values = sorted({box.value(column) for box in boxes} - {""})
         for value in values:
-            if value not in known:
+            if value not in column_values:
                 raise UserError(
-                    f"train_where.{column}: no annotated well has {value!r}; {nearest(value, known)}"
+                    f"train_where.{column}: no annotated well has {value!r}; {nearest(value, column_values)}"
                 )
-    return [box for box in boxes if all(box.value(c) in values for c, values in wanted.items())]
+    return [box for box in boxes if all(box.value(name) in values for name, values in selection.items())]
 
 
 def fields(boxes: Iterable[Box]) -> list[tuple[str, str, str]]:
@@ -169,13 +169,13 @@ def by_field(boxes: Sequence[Box]) -> list[Mapping[int, Box]]:
 
 def states(boxes: Iterable[Box]) -> dict[tuple[Path, str], LabelState]:
     """Returns image and name of labels -> their state; reads the labels of each image once."""
-    return {at: label_state(*at) for at in dict.fromkeys((box.image, box.labels) for box in boxes)}
+    return {key: label_state(*key) for key in dict.fromkeys((box.image, box.labels) for box in boxes)}
 
 
 def parts(boxes: Iterable[Box], stamp: Callable[[Path, str], str]) -> dict[str, str]:
     """Returns the name of each box -> the start of the `stamp` of its image's labels, in order."""
     boxes = list(boxes)
-    stamps = {at: stamp(*at) for at in {(box.image, box.labels) for box in boxes}}
+    stamps = {key: stamp(*key) for key in {(box.image, box.labels) for box in boxes}}
     return {box.name: stamps[box.image, box.labels][:16] for box in boxes}
 
 
@@ -213,30 +213,30 @@ def objects_of(box: Box) -> BoxObjects:
         return BoxObjects(box, 0, None)
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     # Objects that the box cuts look smaller than they are.
-    whole = areas[~np.isin(names, border)]
-    measured = whole if len(whole) else areas
+    whole_areas = areas[~np.isin(names, border)]
+    measured_areas = whole_areas if len(whole_areas) else areas
     # A stray pixel, and nothing would be too small to count.
-    objects = measured[measured >= SPECK * np.median(measured)]
-    return BoxObjects(box, len(names), int(objects.min()))
+    object_areas = measured_areas[measured_areas >= SPECK * np.median(measured_areas)]
+    return BoxObjects(box, len(names), int(object_areas.min()))
 
 
 def with_least_area(task: Task, view: View, objects: Sequence[BoxObjects]) -> Task:
     """Returns the task that drops objects of less than half the smallest annotated area."""
     pixels: list[float] = []
     um2: list[float | None] = []
-    for own in objects:
-        if own.smallest is None:
+    for entry in objects:
+        if entry.smallest is None:
             continue
-        edge_um = own.box.index.plate.pixel_um
-        area_um2 = None if edge_um is None else own.smallest * edge_um**2
+        edge_um = entry.box.index.plate.pixel_um
+        area_um2 = None if edge_um is None else entry.smallest * edge_um**2
         um2.append(area_um2)
         if area_um2 is not None and view.pixel_um is not None:
             pixels.append(area_um2 / view.pixel_um**2)
         else:  # sizes are unknown: a pixel of level n covers 4^n of level 0
-            pixels.append(float(own.smallest) / (1 << 2 * view.level))
+            pixels.append(float(entry.smallest) / (1 << 2 * view.level))
     if not pixels:
         return task
-    sizes = [area for area in um2 if area is not None]
-    comparable = view.pixel_um is not None and len(sizes) == len(um2)
-    least_um2 = LEAST * min(sizes) if comparable else None
+    known_areas = [area for area in um2 if area is not None]
+    comparable = view.pixel_um is not None and len(known_areas) == len(um2)
+    least_um2 = LEAST * min(known_areas) if comparable else None
     return replace(task, min_area=ceil(LEAST * min(pixels)), min_area_um2=least_um2)

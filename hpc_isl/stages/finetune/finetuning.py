@@ -58,18 +58,20 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
         evidence = _learnt(run, inputs, task, objects)
         seconds = time.monotonic() - start if recipe.n != 0 else 0.0
         if evidence is not None:
-            kept = _kept(run, inputs, evidence)
+            final = _kept(run, inputs, evidence)
             # Without a task the run predicts the stain by the model that it started from.
-            if kept.task is not None:
-                kept.run.save_model(kept.run.steps, inputs.wells(recipe.arm), inputs.reference(), kept.task)
-            scores = _scores(kept, run, inputs, evidence)
+            if final.task is not None:
+                final.run.save_model(
+                    final.run.steps, inputs.wells(recipe.arm), inputs.reference(), final.task
+                )
+            scores = _scores(final, run, inputs, evidence)
     if scores is None:
         attempt.stopping.set()  # one rank was asked to stop; now all of them know
         return
     cost = {
         "boxes": len(objects),
-        "objects": sum(own.count for own in objects),
-        "steps": kept.run.steps,  # 0 where the start is kept
+        "objects": sum(entry.count for entry in objects),
+        "steps": final.run.steps,  # 0 where the start is kept
         "seconds": round(seconds, 1),
     }
     curves = attempt.run.pictures / "training.png"
@@ -85,16 +87,16 @@ def finish(
     recipe: FinetuneRecipe, attempt: Attempt, steps: int, scores: Mapping[str, Any], cost: Mapping[str, Any]
 ) -> None:
     """Writes the done record: figures, what was made, what to do next; scores become metrics of `steps`."""
-    shown = {f"test/{name}": value for name, value in scores.items() if not name.endswith("_sd")}
-    attempt.metric(steps, **shown)
+    metrics = {f"test/{name}": value for name, value in scores.items() if not name.endswith("_sd")}
+    attempt.metric(steps, **metrics)
     paths = {
         "model": attempt.run.model,
         "scores": attempt.run.folder / "scores.csv",
         "training curves": attempt.run.pictures / "training.png",
     }
-    made = {name: str(path) for name, path in paths.items() if path.exists()}
-    following = [after_finetuning(recipe.plates)] if "model" in made else []
-    attempt.finish({"figures": {**scores, **cost}, "arm": recipe.arm, "made": made, "next": following})
+    outputs = {name: str(path) for name, path in paths.items() if path.exists()}
+    next_commands = [after_finetuning(recipe.plates)] if "model" in outputs else []
+    attempt.finish({"figures": {**scores, **cost}, "arm": recipe.arm, "made": outputs, "next": next_commands})
 
 
 def _learnt(
@@ -104,7 +106,7 @@ def _learnt(
     evidence: Evidence | None = Evidence(task)
     if run.recipe.n == 0:
         return evidence
-    run.attempt.log(f"{many(len(objects), 'box')}, {many(sum(own.count for own in objects), 'object')}")
+    run.attempt.log(f"{many(len(objects), 'box')}, {many(sum(entry.count for entry in objects), 'object')}")
     if leaves_out(run.recipe) and task is not None:
         evidence = leave_out(run, inputs, task)
     if evidence is None:
@@ -115,7 +117,7 @@ def _learnt(
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a run leaves behind: the trained network, or that which it started from."""
+    """The model that a run leaves behind: the trained network, or the one that it started from."""
 
     run: Training
     task: Task | None
@@ -132,20 +134,20 @@ def _kept(run: Training, inputs: FinetuneInputs, evidence: Evidence) -> _Kept:
 
 
 def _scores(
-    kept: _Kept, trained: Training, inputs: FinetuneInputs, evidence: Evidence
+    final: _Kept, trained: Training, inputs: FinetuneInputs, evidence: Evidence
 ) -> dict[str, Any] | None:
     """Returns the figures of a run; where its start is kept, those of the trained network beside them."""
     recipe = trained.recipe
-    rows = make_scores(kept.run, inputs, kept.task)
-    unguarded: list[Row] | None = []
-    if rows is not None and kept.run is not trained:
-        unguarded = make_scores(trained, inputs, evidence.task, "unguarded")
-    if rows is None or unguarded is None:
+    rows = make_scores(final.run, inputs, final.task)
+    unguarded_rows: list[Row] | None = []
+    if rows is not None and final.run is not trained:
+        unguarded_rows = make_scores(trained, inputs, evidence.task, "unguarded")
+    if rows is None or unguarded_rows is None:
         return None
     figures = main_figures(rows, recipe)
     if guards_start(recipe):
-        own = main_figures(unguarded or rows, recipe)
-        figures |= {f"unguarded_{name}": own[name] for name in ("iou", "mAP") if name in own}
+        unguarded = main_figures(unguarded_rows or rows, recipe)
+        figures |= {f"unguarded_{name}": unguarded[name] for name in ("iou", "mAP") if name in unguarded}
         figures["start_kept"] = int(evidence.keeps_start)
     if evidence.scores:
         figures["left_out"] = round(float(np.mean(evidence.kept_scores)), 5)
@@ -160,8 +162,8 @@ def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
             run.train()
         attempt.clock.tick("between", 1)
         for plate, key in inputs.tested[:1]:
-            own = tuple(box for box in inputs.testing if box.index is plate.index and box.key == key)
-            make_scores(run, replace(inputs, testing=own), task)
+            field_boxes = tuple(box for box in inputs.testing if box.index is plate.index and box.key == key)
+            make_scores(run, replace(inputs, testing=field_boxes), task)
 
 
 def _open_run(
@@ -172,7 +174,7 @@ def _open_run(
     record = read_json(attempt.run.record) or {}
     inputs = as_planned(recipe, resolve_inputs(recipe), record.get("parts", {}))
     objects = [objects_of(box) for box in inputs.learning]
-    task = task_of(recipe, inputs, sum(own.count for own in objects))
+    task = task_of(recipe, inputs, sum(entry.count for entry in objects))
     if task and recipe.objects.min_area is not None:
         task = replace(task, min_area=recipe.objects.min_area, min_area_um2=None)
     elif task and objects:
@@ -218,9 +220,9 @@ def _calibrated(task: Task, start: Start, inputs: FinetuneInputs, attempt: Attem
 def write_boxes(attempt: Attempt, objects: Sequence[BoxObjects]) -> None:
     """Writes `boxes.csv`: the boxes that are learnt from."""
     rows = [
-        {"plate": own.box.plate.name, "well": own.box.key.well, "field": own.box.key.name,
-         "time": own.box.time, "box": " ".join(map(str, own.box.corners)), "origin": own.box.origin,
-         "objects": own.count}
-        for own in objects
+        {"plate": entry.box.plate.name, "well": entry.box.key.well, "field": entry.box.key.name,
+         "time": entry.box.time, "box": " ".join(map(str, entry.box.corners)), "origin": entry.box.origin,
+         "objects": entry.count}
+        for entry in objects
     ]  # fmt: skip
     write_scores(rows, attempt.run.folder / "boxes.csv")

@@ -1,4 +1,4 @@
-"""What turns maps into objects: h, the mask's threshold and the smallest area, fitted on boxes left out."""
+"""Fits how maps become objects, on boxes left out: h, the mask's threshold and the smallest area."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def height_of(objects: ObjectsRecipe) -> float:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A piece as networks predict it that have not learnt from it.
+    """A piece, as predicted by networks that have not learnt from it.
 
     Attributes:
         prediction: (output, y, x) after training on other pieces.
-        start: the same before any training; None: the start segments nothing.
+        start: the prediction before any training; None: the start segments nothing.
     """
 
     piece: Piece
@@ -74,29 +74,36 @@ def fit(task: Task, objects: ObjectsRecipe, left_out: Sequence[LeftOut]) -> tupl
     other. A value is taken over the usual one only if it is better by more than one standard error of the
     difference (Breiman et al. 1984): of all within one of the best, the nearest to the usual one stands.
     """
-    truths = [own.truth for own in left_out]
-    counted = [without_cut(truth, truth, own.piece.edge) for truth, own in zip(truths, left_out, strict=True)]
-    usual = height_of(objects)
-    middle = 0.5 if objects.mask_threshold is None else objects.mask_threshold
+    truths = [entry.truth for entry in left_out]
+    counted = [
+        without_cut(truth, truth, entry.piece.edge) for truth, entry in zip(truths, left_out, strict=True)
+    ]
+    usual_height = height_of(objects)
+    usual_threshold = 0.5 if objects.mask_threshold is None else objects.mask_threshold
 
     def labels_of(h: float, threshold: float) -> list[AnyLabels]:
         # Small objects stay: the smallest area is fitted last, on the same labels.
         rule = replace(rule_of(task), h_maxima=h, threshold=logit(threshold), min_area=0)
         pairs = zip(left_out, truths, strict=True)
-        return [without_cut(decode(own.prediction, rule)[0], truth, own.piece.edge) for own, truth in pairs]
+        return [
+            without_cut(decode(entry.prediction, rule)[0], truth, entry.piece.edge) for entry, truth in pairs
+        ]
 
     def scores(labels: list[AnyLabels], area: float) -> list[float]:
-        kept = [drop_small(own, round(area))[0] for own in labels]
-        return [match(own, truth).mean_ap() for own, truth in zip(kept, counted, strict=True)]
+        kept_labels = [drop_small(predicted, round(area))[0] for predicted in labels]
+        return [
+            match(predicted, truth).mean_ap() for predicted, truth in zip(kept_labels, counted, strict=True)
+        ]
 
     by_height = {
-        h: scores(labels_of(h, middle), task.min_area) for h in sorted({*HEIGHTS[task.scale], usual})
+        h: scores(labels_of(h, usual_threshold), task.min_area)
+        for h in sorted({*HEIGHTS[task.scale], usual_height})
     }
-    h = best(by_height, lambda h: abs(log2(h / usual)))
-    thresholds = THRESHOLDS if objects.mask_threshold is None else (middle,)
+    h = best(by_height, lambda h: abs(log2(h / usual_height)))
+    thresholds = THRESHOLDS if objects.mask_threshold is None else (usual_threshold,)
     decoded = {threshold: labels_of(h, threshold) for threshold in thresholds}
     by_threshold = {threshold: scores(labels, task.min_area) for threshold, labels in decoded.items()}
-    threshold = best(by_threshold, lambda threshold: abs(logit(threshold) - logit(middle)))
+    threshold = best(by_threshold, lambda threshold: abs(logit(threshold) - logit(usual_threshold)))
     by_area = {float(task.min_area): by_threshold[threshold]}
     areas = np.concatenate([np.bincount(truth.ravel())[1:] for truth in counted])
     if objects.min_area is None and areas.any():
@@ -108,9 +115,9 @@ def fit(task: Task, objects: ObjectsRecipe, left_out: Sequence[LeftOut]) -> tupl
     return fitted, {
         "pieces": len(left_out), "objects": int((areas > 0).sum()),
         "h_maxima": h, "mask_threshold": threshold, "min_area": round(area),
-        "mAP": round(float(np.mean(by_area[area])), 5), "usual": usual,
-        "mAP_usual": round(float(np.mean(by_height[usual])), 5),
-        "mAP_by_h": [[height, round(float(np.mean(own)), 5)] for height, own in by_height.items()],
+        "mAP": round(float(np.mean(by_area[area])), 5), "usual": usual_height,
+        "mAP_usual": round(float(np.mean(by_height[usual_height])), 5),
+        "mAP_by_h": [[height, round(float(np.mean(values)), 5)] for height, values in by_height.items()],
     }  # fmt: skip
 
 
@@ -119,13 +126,13 @@ def best(scores: dict[Any, list[float]], distance: Any) -> Any:
 
     The error is that of the difference to the best one, paired over pieces; 0 for a single piece.
     """
-    top = max(scores, key=lambda setting: (np.mean(scores[setting]), -distance(setting)))
-    near = []
-    for setting, own in scores.items():
-        behind = np.subtract(scores[top], own)
-        if behind.mean() <= standard_error(behind):
-            near.append(setting)
-    return min(near, key=lambda setting: (distance(setting), -np.mean(scores[setting])))
+    best_setting = max(scores, key=lambda setting: (np.mean(scores[setting]), -distance(setting)))
+    near_best = []
+    for setting, setting_scores in scores.items():
+        deficits = np.subtract(scores[best_setting], setting_scores)
+        if deficits.mean() <= standard_error(deficits):
+            near_best.append(setting)
+    return min(near_best, key=lambda setting: (distance(setting), -np.mean(scores[setting])))
 
 
 def standard_error(values: Floats) -> float:
@@ -140,6 +147,6 @@ def without_cut(labels: AnyLabels, truth: AnyLabels, edge: tuple[int, int] | Non
     axis, end = edge
     cut = np.isin(truth, np.setdiff1d(np.take(truth, end, axis), [0]))
     area = np.bincount(labels.ravel())
-    gone = 2 * np.bincount(labels.ravel(), cut.ravel(), len(area)) > area
-    gone[np.take(labels, end, axis)] = True
-    return np.where(gone[labels], 0, labels)
+    removed = 2 * np.bincount(labels.ravel(), cut.ravel(), len(area)) > area
+    removed[np.take(labels, end, axis)] = True
+    return np.where(removed[labels], 0, labels)

@@ -75,8 +75,8 @@ class FinetuneInputs:
         if arm in ("random", "imagenet") or arm in self.programs:
             return None
         if arm not in self.starts:
-            known = ", ".join(["random", "imagenet", *self.starts, *self.programs])
-            raise UserError(f"arm={arm}: {needs(arm)}; with what is given there are the arms {known}")
+            arms = ", ".join(["random", "imagenet", *self.starts, *self.programs])
+            raise UserError(f"arm={arm}: {needs(arm)}; with what is given there are the arms {arms}")
         return self.starts[arm]
 
     def _widest(self) -> Start | None:
@@ -85,8 +85,8 @@ class FinetuneInputs:
 
     def reference(self) -> Reference:
         """Returns the statistics of known images: those of the ISL model, else of all that may train."""
-        if known := self._widest():
-            return known.contract.reference
+        if widest := self._widest():
+            return widest.contract.reference
         indices = self.study.indices
         return reference_of(self.study.view, indices, [self._training(index) for index in indices])
 
@@ -101,8 +101,8 @@ class FinetuneInputs:
 
         The contract keeps them, so that no plate the model has seen is later taken for a new one.
         """
-        known, start = self._widest(), self.start(arm)
-        training = ((own.plate.name, key) for own in self.study.indices for key in self._training(own))
+        widest, start = self._widest(), self.start(arm)
+        training = ((index.plate.name, key) for index in self.study.indices for key in self._training(index))
 
         def grouped(fields: Iterable[tuple[str, FieldKey]]) -> Wells:
             units = sorted({(plate, f"{key.well}/{key.name}") for plate, key in fields})
@@ -114,7 +114,7 @@ class FinetuneInputs:
         return {
             "train": grouped((box.plate.name, box.key) for box in self.learning),
             "test": grouped((box.plate.name, box.key) for box in self.testing),
-            "reference": trained(known) if known else grouped(training),
+            "reference": trained(widest) if widest else grouped(training),
             "stain": trained(start) if start and start.isl else {},
         }
 
@@ -162,20 +162,20 @@ def as_planned(
     """
     if not parts:
         return inputs
-    named = {
+    box_by_name = {
         box.name: box
         for name in dict.fromkeys([recipe.labels, *recipe.reference_labels])
         for box in _boxes_if_any(inputs.study, name, PARTS)
     }
-    states = boxes_.states(named.values())
-    known = boxes_.parts(named.values(), lambda image, name: states[image, name].stamp)
-    for name, stamp in (pair for own in parts.values() for pair in own.items()):
-        if known.get(name) != stamp:
+    states = boxes_.states(box_by_name.values())
+    stamps = boxes_.parts(box_by_name.values(), lambda image, name: states[image, name].stamp)
+    for name, stamp in (pair for part_stamps in parts.values() for pair in part_stamps.items()):
+        if stamps.get(name) != stamp:
             raise UserError(
                 f"{name}: these labels were changed since the run was planned; start it again under another "
                 "--name, or the sweep that it belongs to with --update"
             )
-    learning, testing = (tuple(named[name] for name in parts[key]) for key in ("boxes", "test boxes"))
+    learning, testing = (tuple(box_by_name[name] for name in parts[key]) for key in ("boxes", "test boxes"))
     return replace(inputs, learning=learning, testing=testing)
 
 
@@ -202,8 +202,8 @@ def guards_start(recipe: FinetuneRecipe) -> bool:
 def leaves_out(recipe: FinetuneRecipe) -> bool:
     """Returns whether boxes are left out in turn."""
     fits = recipe.objects.kind == "cells" and recipe.objects.h_maxima == "fit" and recipe.program is None
-    needed = fits or guards_start(recipe) or compares_arms(recipe)
-    return recipe.left_out == "auto" and recipe.n != 0 and needed
+    is_needed = fits or guards_start(recipe) or compares_arms(recipe)
+    return recipe.left_out == "auto" and recipe.n != 0 and is_needed
 
 
 def compares_arms(recipe: FinetuneRecipe) -> bool:
@@ -241,22 +241,22 @@ def _starts(recipe: FinetuneRecipe) -> dict[str, Start]:
 def _check_drafted(recipe: FinetuneRecipe, task: Task | None) -> None:
     """Raises a UserError unless the model's head predicts what the other arms will predict."""
     objects = recipe.objects
-    wrong = ""
+    problem = ""
     if task is None:
-        wrong = "a finetune run on drafted labels is needed"
+        problem = "a finetune run on drafted labels is needed"
     elif task.kind != objects.kind:
-        wrong = f"it segments {task.kind}, objects.kind is {objects.kind}"
+        problem = f"it segments {task.kind}, objects.kind is {objects.kind}"
     elif task.kind == "cells" and task.scale != objects.scale:
-        wrong = f"objects.scale was {task.scale} there, here it is {objects.scale}"
+        problem = f"objects.scale was {task.scale} there, here it is {objects.scale}"
     elif task.kind == "cells" and task.map != objects.map:
-        wrong = f"objects.map was {task.map} there, here it is {objects.map}"
+        problem = f"objects.map was {task.map} there, here it is {objects.map}"
     elif task.from_stain:
-        wrong = (
+        problem = (
             "it began with an ISL model; the control is to know of the stain by its drafted labels alone: "
             "arm=random or arm=imagenet"
         )
-    if wrong:
-        raise UserError(f"drafted={recipe.drafted}: {wrong}")
+    if problem:
+        raise UserError(f"drafted={recipe.drafted}: {problem}")
 
 
 def _start(run: Path, key: str) -> Start:
@@ -305,8 +305,8 @@ def _view(recipe: FinetuneRecipe, indices: Sequence[Index], split: Split, starts
     if not _isl(starts):
         if not recipe.sources:
             raise UserError("sources: must be given where there is no pretrained model to say what is seen")
-        asked = _SourcesAlone(recipe.sources, [], recipe.data or DataRecipe())
-        views.insert(0, view_of(indices, split, asked))
+        sources_recipe = _SourcesAlone(recipe.sources, [], recipe.data or DataRecipe())
+        views.insert(0, view_of(indices, split, sources_recipe))
 
     def decisive(view: View) -> tuple[object, ...]:
         """Returns everything that decides what sources look like."""
@@ -341,16 +341,16 @@ def _net(recipe: FinetuneRecipe, starts: dict[str, Start]) -> NetRecipe:
     """Returns one network for all arms; its weights are those that the arm imagenet starts from."""
     nets = [start.contract.net for start in starts.values()]
     # The arm imagenet takes the named weights that a pretrained model began with.
-    chosen = recipe.net or next((net for net in nets if net.weights is not None), None)
-    chosen = chosen or (nets[0] if nets else NetRecipe())
+    network = recipe.net or next((net for net in nets if net.weights is not None), None)
+    network = network or (nets[0] if nets else NetRecipe())
     for arm, start in starts.items():
-        own = start.contract.net
-        if (own.encoder, own.decoder) != (chosen.encoder, chosen.decoder):
+        arm_net = start.contract.net
+        if (arm_net.encoder, arm_net.decoder) != (network.encoder, network.decoder):
             raise UserError(
-                f"arm {arm}: {start.folder.parent} is a U-Net on {own.encoder} {own.decoder or ''}, the "
-                f"others are on {chosen.encoder} {chosen.decoder or ''}; one network for all arms"
+                f"arm {arm}: {start.folder.parent} is a U-Net on {arm_net.encoder} {arm_net.decoder or ''}, "
+                f"the others are on {network.encoder} {network.decoder or ''}; one network for all arms"
             )
-    return chosen
+    return network
 
 
 # ---------------------------------------------------------------- boxes
@@ -370,9 +370,9 @@ def _pool_and_testing(recipe: FinetuneRecipe, study: PlateViews) -> tuple[list[B
     annotated = boxes_.fields(pool)
     if recipe.fold >= len(annotated):
         raise UserError(f"fold={recipe.fold}: there are {len(annotated)} annotated fields, folds from 0 on")
-    left_out = annotated[recipe.fold]
-    testing = [box for name in references for box in boxes_.boxes_of(study, name) if box.field == left_out]
-    return [box for box in pool if box.field != left_out], testing
+    field = annotated[recipe.fold]
+    testing = [box for name in references for box in boxes_.boxes_of(study, name) if box.field == field]
+    return [box for box in pool if box.field != field], testing
 
 
 def _boxes_if_any(study: PlateViews, name: str, parts: Sequence[str]) -> list[Box]:

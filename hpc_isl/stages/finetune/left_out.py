@@ -39,7 +39,7 @@ FOLDS = 2
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the boxes left out say of a run.
+    """The evidence of the boxes left out about a run.
 
     Attributes:
         task: with what parts cells, fitted where the recipe asks for it, and with the confidence of objects.
@@ -88,50 +88,55 @@ def _halves(box: Box) -> list[Piece]:
     places = [place[axis] for place in find_objects(labels.astype(np.int64)) if place is not None]
     strip = ceil(np.median([place.stop - place.start for place in places])) if places else 0
     start, stop = box.corners[axis], box.corners[axis + 2]
-    before, after = (start + stop - strip) // 2, (start + stop + strip) // 2
-    if not start < before < after < stop:
+    first_end, second_start = (start + stop - strip) // 2, (start + stop + strip) // 2
+    if not start < first_end < second_start < stop:
         return []
     y0, x0, y1, x1 = box.corners
-    first = (y0, x0, before, x1) if axis == 0 else (y0, x0, y1, before)
-    second = (after, x0, y1, x1) if axis == 0 else (y0, after, y1, x1)
-    return [Piece(replace(box, corners=first), (axis, -1)), Piece(replace(box, corners=second), (axis, 0))]
+    first_corners = (y0, x0, first_end, x1) if axis == 0 else (y0, x0, y1, first_end)
+    second_corners = (second_start, x0, y1, x1) if axis == 0 else (y0, second_start, y1, x1)
+    return [
+        Piece(replace(box, corners=first_corners), (axis, -1)),
+        Piece(replace(box, corners=second_corners), (axis, 0)),
+    ]
 
 
 def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Task) -> Evidence | None:
     """Trains a network for each fold on the others and predicts it; None: the run was asked to stop.
 
-    A fold's network that has learnt is found again in its last checkpoint, so that a later attempt goes on
+    A fold's network that has learnt is found again in its last checkpoint, so that a later attempt continues
     there. Writes `left_out.json` into the run folder.
     """
     recipe, attempt, world = run.recipe, run.attempt, run.world
-    folds, before = deal(inputs.learning), start_task(recipe, inputs, task)
+    folds, task_of_start = deal(inputs.learning), start_task(recipe, inputs, task)
     left_out: list[LeftOut] = []
     for number, pieces in enumerate(folds):
-        others = [piece.box for other in folds if other is not pieces for piece in other]
+        training_boxes = [
+            piece.box for other_pieces in folds if other_pieces is not pieces for piece in other_pieces
+        ]
         network = network_of(recipe, inputs, run.net, task)
         attempt.log(f"fold {number + 1} of {len(folds)} is left out and predicted by a network of the others")
         fold = replace(
-            run, network=network, crops=crops_of(recipe, others), fold=number,
+            run, network=network, crops=crops_of(recipe, training_boxes), fold=number,
             groups=optimizer_groups(recipe, network), share_of_steps=1 - 1 / len(folds),
         )  # fmt: skip
-        start = _predicted(fold, pieces) if before else [None] * len(pieces)
+        start_predictions = _predicted(fold, pieces) if task_of_start else [None] * len(pieces)
         _, finished = fold.train()
         if not finished:
             return None
-        left_out += map(LeftOut, pieces, _predicted(fold, pieces), start)
+        left_out += map(LeftOut, pieces, _predicted(fold, pieces), start_predictions)
     fitted: dict[str, Any] | None = None
     confidence: dict[str, Any] | None = None
-    if fits_objects(recipe) and any(own.truth.any() for own in left_out):
+    if fits_objects(recipe) and any(entry.truth.any() for entry in left_out):
         task, fitted = fit(task, recipe.objects, left_out)
-    evidence, found = _evidence(recipe, task, before, left_out)
+    evidence, objects = _evidence(recipe, task, task_of_start, left_out)
     if left_out:
-        calibration = _confidence(left_out, found)
+        calibration = _confidence(left_out, objects)
         evidence = replace(evidence, task=replace(task, confidence=calibration.weights))
         confidence = calibration.figures
     # Every rank has all predictions, but one of them decides: a last bit must not part the ranks.
     evidence, fitted, confidence = world.broadcast((evidence, fitted, confidence))
     if world.rank == 0:
-        write_evidence(recipe, attempt, [own.piece for own in left_out], evidence, fitted, confidence)
+        write_evidence(recipe, attempt, [entry.piece for entry in left_out], evidence, fitted, confidence)
     return evidence
 
 
@@ -152,13 +157,15 @@ def write_evidence(
 
 def _predicted(run: TrainingRun[FinetuneRecipe], pieces: Sequence[Piece]) -> list[Pixels]:
     """Returns the prediction of each piece; the ranks share the fields, each predicted whole and once."""
-    predictor, own = run.predictor(), []
+    predictor, predictions = run.predictor(), []
     for boxes in by_field([piece.box for piece in pieces])[run.world.rank :: run.world.size]:
-        first = next(iter(boxes.values()))
-        sources, _ = first.plate.read(first.key, first.time)
+        first_box = next(iter(boxes.values()))
+        sources, _ = first_box.plate.read(first_box.key, first_box.time)
         prediction = predictor(sources)
-        own += [(number, inside(prediction, box.at(box.level)).copy()) for number, box in boxes.items()]
-    gathered = dict(pair for part in run.world.gather(own) for pair in part)
+        predictions += [
+            (number, inside(prediction, box.at(box.level)).copy()) for number, box in boxes.items()
+        ]
+    gathered = dict(pair for rank_predictions in run.world.gather(predictions) for pair in rank_predictions)
     return [gathered[number] for number in range(len(pieces))]
 
 
@@ -176,7 +183,7 @@ class _Found:
 
 
 def _evidence(
-    recipe: FinetuneRecipe, task: Task, before: Task | None, left_out: Sequence[LeftOut]
+    recipe: FinetuneRecipe, task: Task, task_of_start: Task | None, left_out: Sequence[LeftOut]
 ) -> tuple[Evidence, _Found]:
     """Returns the evidence, and the objects that are found by what is kept."""
 
@@ -186,29 +193,29 @@ def _evidence(
 
     def scores(found: _Found) -> tuple[float, ...]:
         return tuple(
-            piece_score(recipe.objects.kind, own.piece, own.truth, labels)
-            for own, labels in zip(left_out, found.labels, strict=True)
+            piece_score(recipe.objects.kind, entry.piece, entry.truth, labels)
+            for entry, labels in zip(left_out, found.labels, strict=True)
         )
 
-    trained = found([own.prediction for own in left_out], rule_of(task))
-    starts = [own.start for own in left_out if own.start is not None]
-    if not starts:
-        return Evidence(task, scores(trained)), trained
-    start = found(starts, rule_of(before))
-    evidence = Evidence(task, scores(trained), scores(start))
-    return evidence, start if evidence.keeps_start else trained
+    trained_objects = found([entry.prediction for entry in left_out], rule_of(task))
+    start_predictions = [entry.start for entry in left_out if entry.start is not None]
+    if not start_predictions:
+        return Evidence(task, scores(trained_objects)), trained_objects
+    start_objects = found(start_predictions, rule_of(task_of_start))
+    evidence = Evidence(task, scores(trained_objects), scores(start_objects))
+    return evidence, start_objects if evidence.keeps_start else trained_objects
 
 
-def _confidence(left_out: Sequence[LeftOut], found: _Found) -> Calibration:
+def _confidence(left_out: Sequence[LeftOut], objects: _Found) -> Calibration:
     """Learns the confidence of objects from those that are found in the pieces."""
-    values, right = [], []
-    for own, prediction, labels in zip(left_out, found.predictions, found.labels, strict=True):
-        labels = without_cut(labels, own.truth, own.piece.edge)
-        truth = without_cut(own.truth, own.truth, own.piece.edge)
-        values.append(measures(labels, prediction, found.threshold))
+    values, is_right = [], []
+    for entry, prediction, labels in zip(left_out, objects.predictions, objects.labels, strict=True):
+        labels = without_cut(labels, entry.truth, entry.piece.edge)
+        truth = without_cut(entry.truth, entry.truth, entry.piece.edge)
+        values.append(measures(labels, prediction, objects.threshold))
         names: NDArray[Any] = np.setdiff1d(labels, [0])
-        right.append(np.isin(names, match(labels, truth).prediction))
-    return calibrate(values, right)
+        is_right.append(np.isin(names, match(labels, truth).prediction))
+    return calibrate(values, is_right)
 
 
 def piece_score(kind: str, piece: Piece, drawn: AnyLabels, labels: AnyLabels) -> float:

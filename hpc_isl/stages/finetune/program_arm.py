@@ -89,15 +89,15 @@ class ProgramArm:
     def run(self, objects: Sequence[BoxObjects], recipe_digest: str) -> dict[str, float] | None:
         """Trains, keeps the model and scores it; returns the figures, or None if the attempt is to stop."""
         recipe, attempt = self.recipe, self.attempt
-        drawn = sum(own.count for own in objects)
+        object_count = sum(entry.count for entry in objects)
         start = time.monotonic()
         evidence = self.leave_out()
         self.model.mkdir(parents=True, exist_ok=True)
         if recipe.n != 0:
-            attempt.log(f"{many(len(objects), 'box')}, {many(drawn, 'object')}")
+            attempt.log(f"{many(len(objects), 'box')}, {many(object_count, 'object')}")
             attempt.log(f"{recipe.arm} has learnt{self.train(self.inputs.learning, self.model)}")
         seconds = time.monotonic() - start if recipe.n != 0 else 0.0
-        self.save(drawn, recipe_digest)
+        self.save(object_count, recipe_digest)
         labels = self.predicted(self.inputs.testing, self.model)
         rows = score_boxes(
             recipe, attempt, World(), self.inputs, lambda box, _: (labels[field_of(box)], None)
@@ -107,7 +107,7 @@ class ProgramArm:
         scores = main_figures(rows, recipe)
         if evidence is not None and evidence.scores:
             scores["left_out"] = round(float(np.mean(evidence.scores)), 5)
-        cost = {"boxes": len(objects), "objects": drawn, "steps": 0, "seconds": round(seconds, 1)}
+        cost = {"boxes": len(objects), "objects": object_count, "steps": 0, "seconds": round(seconds, 1)}
         return scores | cost
 
     def train(self, boxes: Sequence[Box], model: Path) -> str:
@@ -125,8 +125,11 @@ class ProgramArm:
         images = (self.read(box) for box in fields.values())
         labels = programs.predict(self.program, images, model, self.scratch, self.attempt.stopping)
         # Only where a smallest area is asked for: a program has its own, and the network's is fitted to maps.
-        least = self.recipe.objects.min_area or 0
-        return {place: drop_small(own, least)[0] for place, own in zip(fields, labels, strict=True)}
+        min_area = self.recipe.objects.min_area or 0
+        return {
+            place: drop_small(field_labels, min_area)[0]
+            for place, field_labels in zip(fields, labels, strict=True)
+        }
 
     def read(self, box: Box) -> Pixels:
         """Returns the field of a box (source, y, x), in counts."""
@@ -143,7 +146,7 @@ class ProgramArm:
 
         Writes `left_out.json`. A program that learns nothing has seen no box, so that one call tells all.
         """
-        recipe, scored = self.recipe, dict[int, float]()
+        recipe, score_by_piece = self.recipe, dict[int, float]()
         if recipe.is_zero_shot and recipe.left_out == "auto" and not recipe.train_on_all:
             folds = [[piece for fold in deal(draw(self.inputs.pool, "all", recipe.draw)) for piece in fold]]
         elif leaves_out(recipe):
@@ -151,29 +154,31 @@ class ProgramArm:
         else:
             return None
         pieces = [piece for fold in folds for piece in fold]
-        for number, own in enumerate(folds):
-            others = [piece.box for piece in pieces if piece not in own]
-            model = self.scratch / f"fold-{number}" if others else None
+        for number, fold_pieces in enumerate(folds):
+            training_boxes = [piece.box for piece in pieces if piece not in fold_pieces]
+            model = self.scratch / f"fold-{number}" if training_boxes else None
             if model:
                 self.attempt.log(
                     f"fold {number + 1} of {len(folds)} is left out; {recipe.arm} learns from the others"
                 )
-                self.train(others, model)
-            labels = self.predicted([piece.box for piece in own], model)
-            for piece in own:
-                predicted = inside(labels[field_of(piece.box)], piece.box.at(piece.box.level))
-                drawn = piece.box.drawn(piece.box.level)
-                scored[pieces.index(piece)] = piece_score(recipe.objects.kind, piece, drawn, predicted)
-        evidence = Evidence(None, tuple(scored[number] for number in range(len(pieces))))
+                self.train(training_boxes, model)
+            labels = self.predicted([piece.box for piece in fold_pieces], model)
+            for piece in fold_pieces:
+                predicted_labels = inside(labels[field_of(piece.box)], piece.box.at(piece.box.level))
+                truth = piece.box.drawn(piece.box.level)
+                score_by_piece[pieces.index(piece)] = piece_score(
+                    recipe.objects.kind, piece, truth, predicted_labels
+                )
+        evidence = Evidence(None, tuple(score_by_piece[number] for number in range(len(pieces))))
         write_evidence(recipe, self.attempt, pieces, evidence)
         return evidence
 
-    def save(self, drawn: int, recipe_digest: str) -> None:
-        """Writes the contract, beside the folder that training has filled; `drawn`: objects learnt from."""
+    def save(self, object_count: int, recipe_digest: str) -> None:
+        """Writes the contract, beside the folder that training has filled; `object_count`: learnt from."""
         recipe, inputs, study = self.recipe, self.inputs, self.inputs.study
         task = Task(
             labels=recipe.labels, kind=recipe.objects.kind, min_area=recipe.objects.min_area or 0,
-            arm=recipe.arm, boxes=len(inputs.learning), objects=drawn,
+            arm=recipe.arm, boxes=len(inputs.learning), objects=object_count,
         )  # fmt: skip
         contract = Contract(
             view=programs.in_counts(study.view), net=inputs.net, predict=recipe.predict, precision="fp32",

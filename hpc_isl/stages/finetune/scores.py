@@ -44,10 +44,10 @@ def make_scores(
     # The report shows what the ISL model that the arm started from predicts of the stain.
     stain_predictor = run.predictor(model.load(start.folder)[0]) if start and start.isl else None
 
-    def segmented(box: Box, shown: bool) -> Segmented:
+    def segmented(box: Box, is_shown: bool) -> Segmented:
         sources, _ = box.plate.read(box.key, box.time)
         labels, _ = decode(predictor(sources), rule_of(task))
-        return labels, stain_predictor(sources)[0] if stain_predictor and shown else None
+        return labels, stain_predictor(sources)[0] if stain_predictor and is_shown else None
 
     return score_boxes(run.recipe, run.attempt, run.world, inputs, segmented, name)
 
@@ -70,39 +70,39 @@ def score_boxes(
     """
     rows: list[tuple[int, Row]] = []
     panels: list[Panel] = []
-    shown = _shown(inputs.testing)
+    panel_numbers = _shown(inputs.testing)
     # By field, because a field is predicted whole, whatever its number of boxes.
-    own = by_field(inputs.testing)[world.rank :: world.size]
-    for done, boxes in enumerate(own, 1):
+    rank_fields = by_field(inputs.testing)[world.rank :: world.size]
+    for done, boxes in enumerate(rank_fields, 1):
         if attempt.stopping.is_set():
             break
-        first = next(iter(boxes.values()))
-        labels, stain = segmented(first, not boxes.keys().isdisjoint(shown))
+        first_box = next(iter(boxes.values()))
+        labels, stain = segmented(first_box, not boxes.keys().isdisjoint(panel_numbers))
         for number, box in boxes.items():
             rows.append((number, _row(recipe, inputs, box, labels)))
-            if number in shown:
-                panels.append(_panel(shown.index(number), box, labels, stain))
-        attempt.clock.tick(TEST, megapixels([(first.plate, first.key)]))
-        quick = {name: mean(row[name] for _, row in rows) for name in ("iou", "mAP")} if rows else {}
-        attempt.progress(done, len(own), "test fields", **quick)
+            if number in panel_numbers:
+                panels.append(_panel(panel_numbers.index(number), box, labels, stain))
+        attempt.clock.tick(TEST, megapixels([(first_box.plate, first_box.key)]))
+        means = {name: mean(row[name] for _, row in rows) for name in ("iou", "mAP")} if rows else {}
+        attempt.progress(done, len(rank_fields), "test fields", **means)
     gathered = world.gather((attempt.stopping.is_set(), rows, panels))
     if any(stopped for stopped, _, _ in gathered):
         return None
     numbered = sorted((pair for _, part, _ in gathered for pair in part), key=lambda pair: pair[0])
-    ordered = [row for _, row in numbered]
+    ordered_rows = [row for _, row in numbered]
     if world.rank == 0:
-        if ordered:
-            write_scores(ordered, attempt.run.folder / f"{name}.csv")
+        if ordered_rows:
+            write_scores(ordered_rows, attempt.run.folder / f"{name}.csv")
         if name == "scores":
             _write_panels(attempt, [panel for _, _, part in gathered for panel in part])
-    return ordered
+    return ordered_rows
 
 
 def _shown(boxes: Sequence[Box]) -> list[int]:
     """Returns the numbers of up to four boxes of the main labels, evenly spread, equal for every run."""
-    main = [number for number, box in enumerate(boxes) if box.labels == boxes[0].labels]
-    places = np.linspace(0, len(main) - 1, min(PANELS, len(main))).round().astype(int)
-    return [main[place] for place in places]
+    main_numbers = [number for number, box in enumerate(boxes) if box.labels == boxes[0].labels]
+    indices = np.linspace(0, len(main_numbers) - 1, min(PANELS, len(main_numbers))).round().astype(int)
+    return [main_numbers[index] for index in indices]
 
 
 def _row(recipe: FinetuneRecipe, inputs: FinetuneInputs, box: Box, labels: Labels) -> Row:
@@ -110,8 +110,8 @@ def _row(recipe: FinetuneRecipe, inputs: FinetuneInputs, box: Box, labels: Label
     truth, predicted = box.drawn(box.level), inside(labels, box.at(box.level))
     same = ""  # whether the boxes of this draw hold the test box's value of the column `within`
     if recipe.within is not None and inputs.learning:
-        learnt = {own.value(recipe.within) for own in inputs.learning}
-        same = "within" if box.value(recipe.within) in learnt else "across"
+        learnt_values = {training_box.value(recipe.within) for training_box in inputs.learning}
+        same = "within" if box.value(recipe.within) in learnt_values else "across"
     return {
         "plate": box.plate.name, "well": box.key.well, "field": box.key.name, "time": box.time,
         "box": " ".join(map(str, box.corners)), "truth": box.labels, "origin": box.origin, "same": same,
@@ -145,15 +145,15 @@ def _write_panels(attempt: Attempt, panels: Sequence[Panel]) -> None:
         return
     ordered = sorted(panels, key=lambda panel: panel[0])
     stream = io.BytesIO()
-    arrays: Any = {name: array for _, _, own in ordered for name, array in own.items()}
+    arrays: Any = {name: array for _, _, panel_arrays in ordered for name, array in panel_arrays.items()}
     np.savez_compressed(stream, **arrays)
     folder = attempt.run.folder
     write_atomic(folder / "panels.npz", stream.getvalue())
-    write_atomic(folder / "panels.json", json.dumps([about for _, about, _ in ordered], indent=1))
+    write_atomic(folder / "panels.json", json.dumps([description for _, description, _ in ordered], indent=1))
 
 
 def main_figures(rows: Sequence[Row], recipe: FinetuneRecipe) -> dict[str, Any]:
     """Returns mean and standard deviation of each score over boxes of the main reference labels."""
-    main = (recipe.reference_labels or [recipe.labels])[0]
-    own = [row for row in rows if row["truth"] == main]
-    return finite_figures(means_and_deviations(own, SCORES)) | {"images": len(own)}
+    main_labels = (recipe.reference_labels or [recipe.labels])[0]
+    main_rows = [row for row in rows if row["truth"] == main_labels]
+    return finite_figures(means_and_deviations(main_rows, SCORES)) | {"images": len(main_rows)}

@@ -64,7 +64,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
 
     def former_fingerprints() -> dict[str, str]:
         """Returns the boxes' fingerprints as earlier versions computed them, by names and sizes of files."""
-        return {name: fingerprint(own, former_stamp) for name, own in boxes.items()}
+        return {name: fingerprint(part_boxes, former_stamp) for name, part_boxes in boxes.items()}
 
     train = recipe.train
     steps = steps_of(train, len(inputs.learning) * train.crops_per_field) if recipe.n != 0 else 0
@@ -77,10 +77,11 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     return Plan(
         recipe,
         (*_messages(recipe, inputs), *_edits(labels)),
-        _fingerprints(recipe, inputs) | {name: fingerprint(own, stamp) for name, own in boxes.items()},
+        _fingerprints(recipe, inputs)
+        | {name: fingerprint(part_boxes, stamp) for name, part_boxes in boxes.items()},
         check_size=partial(check_micro_batches, train) if recipe.program is None else lambda size: None,
         precision=("train.precision", train.precision) if recipe.program is None else None,
-        parts={name: boxes_parts(own, stamp) for name, own in boxes.items()},
+        parts={name: boxes_parts(part_boxes, stamp) for name, part_boxes in boxes.items()},
         workload=workload,
         former=former_fingerprints,
     )
@@ -174,10 +175,10 @@ def _fingerprints(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> dict[str, s
 
 
 def _edits(labels: Mapping[tuple[Path, str], LabelState]) -> Iterator[str]:
-    if edited := sorted(str(image) for (image, _), state in labels.items() if state.edited):
+    if images := sorted(str(image) for (image, _), state in labels.items() if state.edited):
         yield (
-            f"labels of {many(len(edited), 'image')} were edited (or damaged) since they were written, and "
-            f"are taken as they are now: {', '.join(edited[:3])}{', …' if len(edited) > 3 else ''}"
+            f"labels of {many(len(images), 'image')} were edited (or damaged) since they were written, and "
+            f"are taken as they are now: {', '.join(images[:3])}{', …' if len(images) > 3 else ''}"
         )
 
 
@@ -188,11 +189,11 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
         yield from _program_messages(recipe, recipe.program)
     else:
         yield f"{recipe.objects.kind}, arm {recipe.arm}{origin}: U-Net on {inputs.net.encoder}"
-    shown = ", ".join(f"{box.key} of {box.plate.name}" for box in inputs.learning[:6])
-    named = f": {shown}" + ", …" * (len(inputs.learning) > 6) if shown else ""
-    yield f"learns from {len(inputs.learning)} of {len(inputs.pool)} annotation boxes{named}"
-    tested = Counter((box.labels, box.origin) for box in inputs.testing)
-    for (labels, labelled_by), count in tested.items():
+    box_names = ", ".join(f"{box.key} of {box.plate.name}" for box in inputs.learning[:6])
+    boxes_text = f": {box_names}" + ", …" * (len(inputs.learning) > 6) if box_names else ""
+    yield f"learns from {len(inputs.learning)} of {len(inputs.pool)} annotation boxes{boxes_text}"
+    test_counts = Counter((box.labels, box.origin) for box in inputs.testing)
+    for (labels, labelled_by), count in test_counts.items():
         yield f"scored on {many(count, 'box')} of {labels!r} ({labelled_by})"
     if not inputs.testing and not recipe.train_on_all:
         yield "no test field has such labels: nothing will be scored"
@@ -206,21 +207,21 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
             "see whether the start gets any better" * guards_start(recipe),
             "compare the arm" * compares_arms(recipe),
         ]
-        more = "the program learns twice more, from the others"
+        cost = "the program learns twice more, from the others"
         if recipe.program is None:
-            more = "two more networks learn from the others, in as many steps together"
+            cost = "two more networks learn from the others, in as many steps together"
         yield (
-            f"to {' and '.join(filter(None, purposes))}, boxes are left out in turn: {more} (left_out=never "
+            f"to {' and '.join(filter(None, purposes))}, boxes are left out in turn: {cost} (left_out=never "
             f"spares {'that' if recipe.program else 'them'})"
         )
     yield from inputs.remarks
 
 
 def _program_messages(recipe: FinetuneRecipe, program: ProgramRecipe) -> Iterator[str]:
-    learnt = program.train is not None and recipe.n != 0
-    commands = {"train": program.train if learnt else None, "predict": program.predict}
-    shown = "; ".join(f"{name}: {shlex.join(command)}" for name, command in commands.items() if command)
-    yield f"{recipe.objects.kind}, arm {recipe.arm}: another program; {shown}"
+    learns = program.train is not None and recipe.n != 0
+    commands = {"train": program.train if learns else None, "predict": program.predict}
+    calls = "; ".join(f"{name}: {shlex.join(command)}" for name, command in commands.items() if command)
+    yield f"{recipe.objects.kind}, arm {recipe.arm}: another program; {calls}"
     yield f"each call has {program.time_limit_s} s; segment counts {program.memory_gb:g} GB of memory for it"
     for command in filter(None, commands.values()):
         if missing(program, command):

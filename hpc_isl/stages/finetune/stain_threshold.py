@@ -45,8 +45,8 @@ def held_out_fields(study: PlateViews) -> tuple[str, list[PlateField]]:
     # Test fields lend their stain alone, never a label. Without either part training fields must do.
     for part in ("validation", "test", "train"):
         if fields := study.fields(part):
-            places = np.linspace(0, len(fields) - 1, min(MOST_FIELDS, len(fields))).round().astype(int)
-            return part, [fields[place] for place in places]
+            indices = np.linspace(0, len(fields) - 1, min(MOST_FIELDS, len(fields))).round().astype(int)
+            return part, [fields[index] for index in indices]
     return "train", []
 
 
@@ -62,8 +62,8 @@ def calibrate(study: PlateViews, predictor: Callable[[Pixels], Pixels]) -> Stain
             sources, targets = plate.read(key, time)
             if targets is None:
                 continue
-            known = known_box(targets)  # another acquisition may show less of the field
-            targets, prediction = targets[:, *known], predictor(sources)[:, *known]
+            box = known_box(targets)  # another acquisition may show less of the field
+            targets, prediction = targets[:, *box], predictor(sources)[:, *box]
             truth = pieces_of(targets[0], "otsu", DRAFTED.sigma, DRAFTED.min_area, split=False) > 0
             stain = np.clip(prediction[0], edges[0], edges[-1])
             inside.append(np.histogram(stain[truth], edges)[0])
@@ -74,28 +74,30 @@ def calibrate(study: PlateViews, predictor: Callable[[Pixels], Pixels]) -> Stain
 
 
 def threshold_of(inside: Floats, outside: Floats, edges: Floats, part: str = "") -> StainThreshold:
-    """Returns the same from the histograms (field, bin) of the stain inside and outside of drafted nuclei."""
+    """Returns the threshold from histograms (field, bin) of the stain inside and outside drafted nuclei."""
     # Pixels at or above each bin's lower edge.
-    hits, wrong = (np.cumsum(counts[:, ::-1], axis=1)[:, ::-1] for counts in (inside, outside))
-    iou = (hits / np.maximum(inside.sum(1, keepdims=True) + wrong, 1)).mean(axis=0)
-    best = int(np.argmax(iou))
-    centre, middles = float(edges[best]), (edges[:-1] + edges[1:]) / 2
-    ours, theirs = inside.sum(axis=0), outside.sum(axis=0)
+    hits, false_hits = (np.cumsum(counts[:, ::-1], axis=1)[:, ::-1] for counts in (inside, outside))
+    iou = (hits / np.maximum(inside.sum(1, keepdims=True) + false_hits, 1)).mean(axis=0)
+    best_bin = int(np.argmax(iou))
+    centre, middles = float(edges[best_bin]), (edges[:-1] + edges[1:]) / 2
+    inside_counts, outside_counts = inside.sum(axis=0), outside.sum(axis=0)
 
     def surprise(log_slope: float) -> float:
         logits = np.exp(log_slope) * (middles - centre)
-        return float((ours * np.logaddexp(0, -logits) + theirs * np.logaddexp(0, logits)).sum())
+        return float(
+            (inside_counts * np.logaddexp(0, -logits) + outside_counts * np.logaddexp(0, logits)).sum()
+        )
 
     low, high = np.log(SLOPES)
     slope = float(np.exp(minimize_scalar(surprise, bounds=(low, high), method="bounded").x))
-    return StainThreshold(centre, slope, float(iou[best]), len(inside), part)
+    return StainThreshold(centre, slope, float(iou[best_bin]), len(inside), part)
 
 
 def message(threshold: StainThreshold) -> str:
     """Returns what a person is told about it."""
-    where = f"{many(threshold.fields, 'field')} of the part {threshold.part}"
+    fields_text = f"{many(threshold.fields, 'field')} of the part {threshold.part}"
     warning = "; pretraining learnt from them, so it is flattered" if threshold.part == "train" else ""
     return (
         f"the predicted stain is cut at {threshold.centre:.3f} (slope {threshold.slope:.3g}): IoU "
-        f"{threshold.iou:.3f} with labels drafted from the true stain of {where}{warning}"
+        f"{threshold.iou:.3f} with labels drafted from the true stain of {fields_text}{warning}"
     )

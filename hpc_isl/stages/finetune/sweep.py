@@ -37,54 +37,54 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
     """
     recipes = {name: recipe for name, recipe in elements.items() if isinstance(recipe, FinetuneRecipe)}
     # Elements share plates and labels, so that the first one stands for all.
-    first = next(iter(recipes.values()))
+    first_recipe = next(iter(recipes.values()))
     # The inputs of a run that learns from the boxes of all parts, so that none is missing.
-    everything = {"plates": expanded(first.plates), "n": "all", "fold": None, "train_on_all": True}
-    inputs = resolve_inputs(first.model_copy(update=everything))
+    changes = {"plates": expanded(first_recipe.plates), "n": "all", "fold": None, "train_on_all": True}
+    inputs = resolve_inputs(first_recipe.model_copy(update=changes))
     messages: list[str] = []
-    kept = _startable(recipes, inputs, messages)
-    boxes = boxes_of(inputs.study, first.labels)
+    kept_elements = _startable(recipes, inputs, messages)
+    boxes = boxes_of(inputs.study, first_recipe.labels)
     annotated = fields(boxes)
-    if len(annotated) < FEW and all(recipe.fold is None for recipe in kept.values()):
+    if len(annotated) < FEW and all(recipe.fold is None for recipe in kept_elements.values()):
         messages.append(
             f"{len(annotated)} annotated fields, fewer than {FEW}: each is left out in turn, and tests"
         )
-        if kept and len(annotated) < 2:
+        if kept_elements and len(annotated) < 2:
             raise UserError(
                 "sweep: one annotated field alone cannot both train and test; annotate another one"
             )
-        kept = {
+        kept_elements = {
             f"{name},fold={fold}": recipe.model_copy(update={"fold": fold})
-            for name, recipe in kept.items()
+            for name, recipe in kept_elements.items()
             for fold in range(len(annotated))
         }
-    kept = _with_enough_boxes(kept, inputs, annotated, messages)
-    if not kept:
+    kept_elements = _with_enough_boxes(kept_elements, inputs, annotated, messages)
+    if not kept_elements:
         raise UserError("\n".join(["sweep: no element can be computed", *(f"  {line}" for line in messages)]))
-    among = [folder / "finetune" / name for name in kept]
-    final = first.model_copy(update={"arm": "best", "among": among, **ALL})
+    folders = [folder / "finetune" / name for name in kept_elements]
+    final = first_recipe.model_copy(update={"arm": "best", "among": folders, **ALL})
     messages.append(f"{FINAL}, the last element: the best arm learns from all {len(boxes)} boxes")
-    return Arrangement({**kept, FINAL: final}, tuple(messages), FINAL)
+    return Arrangement({**kept_elements, FINAL: final}, tuple(messages), FINAL)
 
 
 def _startable(recipes: Elements, inputs: FinetuneInputs, messages: list[str]) -> Elements:
-    kept, left_out = {}, set()
+    startable, left_out_lines = {}, set()
     for name, recipe in recipes.items():
-        arm, why = recipe.arm, ""
+        arm, reason = recipe.arm, ""
         if arm == "imagenet":
-            why = "" if inputs.net.weights else "net.weights names no weights"
+            reason = "" if inputs.net.weights else "net.weights names no weights"
         elif arm != "random" and arm not in inputs.starts and recipe.program is None:
-            why = needs(arm)
-        if why:
-            left_out.add(f"arm {arm} is left out: {why}")
+            reason = needs(arm)
+        if reason:
+            left_out_lines.add(f"arm {arm} is left out: {reason}")
         elif recipe.is_zero_shot and recipe.n != 0:
-            left_out.add(f"n={recipe.n} of arm {arm} is left out: {needs_training(arm)}")
+            left_out_lines.add(f"n={recipe.n} of arm {arm} is left out: {needs_training(arm)}")
         elif recipe.n == 0 and arm in ("random", "imagenet"):
-            left_out.add(f"n=0 of arm {arm} is left out: it knows nothing before an annotation")
+            left_out_lines.add(f"n=0 of arm {arm} is left out: it knows nothing before an annotation")
         else:
-            kept[name] = recipe
-    messages += sorted(left_out)
-    return kept
+            startable[name] = recipe
+    messages += sorted(left_out_lines)
+    return startable
 
 
 def _with_enough_boxes(
@@ -98,16 +98,16 @@ def _with_enough_boxes(
 
     folds = {recipe.fold for recipe in recipes.values()}
     # An N is kept only if each fold has as many boxes: means over folds then compare.
-    least = min(map(boxes_for, folds), default=0)
-    kept, left_out = {}, {}
+    fewest_boxes = min(map(boxes_for, folds), default=0)
+    kept_elements, lines = {}, {}
     for name, recipe in recipes.items():
-        if recipe.n == "all" or recipe.n <= least:
-            kept[name] = recipe
+        if recipe.n == "all" or recipe.n <= fewest_boxes:
+            kept_elements[name] = recipe
         else:
-            where = "" if folds == {None} else ", where the field with most boxes is left out"
-            left_out[recipe.n] = f"n={recipe.n} is left out: there are {least} annotation boxes{where}"
-    messages += [left_out[n] for n in sorted(left_out)]
-    return kept
+            note = "" if folds == {None} else ", where the field with most boxes is left out"
+            lines[recipe.n] = f"n={recipe.n} is left out: there are {fewest_boxes} annotation boxes{note}"
+    messages += [lines[n] for n in sorted(lines)]
+    return kept_elements
 
 
 # ---------------------------------------------------------------- the best arm
@@ -132,10 +132,10 @@ def best(recipe: FinetuneRecipe) -> FinetuneRecipe:
         )
     if not recipe.among:
         raise UserError("arm=best: is for sweeps, which compare arms; name one")
-    chosen = load_kept("finetune", _winner([Run(path) for path in recipe.among]).recipe)
-    assert isinstance(chosen, FinetuneRecipe)
-    n = 0 if chosen.is_zero_shot else "all"
-    return chosen.model_copy(update={"among": recipe.among, **ALL, "n": n})
+    best_recipe = load_kept("finetune", _winner([Run(path) for path in recipe.among]).recipe)
+    assert isinstance(best_recipe, FinetuneRecipe)
+    n = 0 if best_recipe.is_zero_shot else "all"
+    return best_recipe.model_copy(update={"among": recipe.among, **ALL, "n": n})
 
 
 @dataclass
@@ -150,19 +150,21 @@ class _Candidate:
 
 def _winner(runs: list[Run]) -> Run:
     candidates = _candidates(runs)
-    if not all(own.left_out for own in candidates):
-        scored = [own for own in candidates if own.test_scores]
-        return max(scored, key=lambda own: sum(own.test_scores) / len(own.test_scores)).runs[0]
-    leader = max(candidates, key=lambda own: np.mean(list(own.left_out.values())))
+    if not all(rival.left_out for rival in candidates):
+        scored = [rival for rival in candidates if rival.test_scores]
+        return max(scored, key=lambda rival: sum(rival.test_scores) / len(rival.test_scores)).runs[0]
+    leader = max(candidates, key=lambda rival: np.mean(list(rival.left_out.values())))
 
-    def is_tie(own: _Candidate) -> bool:
-        behind = [leader.left_out[key] - own.left_out[key] for key in leader.left_out.keys() & own.left_out]
-        if len(behind) < 2:
-            return own is leader
-        return bool(np.mean(behind) <= 1.96 * np.std(behind, ddof=1) / math.sqrt(len(behind)))
+    def is_tie(rival: _Candidate) -> bool:
+        deficits = [
+            leader.left_out[key] - rival.left_out[key] for key in leader.left_out.keys() & rival.left_out
+        ]
+        if len(deficits) < 2:
+            return rival is leader
+        return bool(np.mean(deficits) <= 1.96 * np.std(deficits, ddof=1) / math.sqrt(len(deficits)))
 
-    def needed(own: _Candidate) -> int:
-        return NEEDS.index(own.arm) if own.arm in NEEDS else len(NEEDS)  # a program needs to be installed
+    def needed(rival: _Candidate) -> int:
+        return NEEDS.index(rival.arm) if rival.arm in NEEDS else len(NEEDS)  # a program needs to be installed
 
     return min(filter(is_tie, candidates), key=needed).runs[0]
 
@@ -175,18 +177,20 @@ def _candidates(runs: list[Run]) -> list[_Candidate]:
         value = figures.get(MAIN[content["objects"]["kind"]], math.nan)
         left_out = read_json(run.folder / LEFT_OUT) or {}
         # A program that learns nothing is as good at any N; other arms of N = 0 learn from all annotations.
-        learns = all(own["train"] for own in content.get("programs", []) if own["name"] == content["arm"])
+        learns = all(
+            program["train"] for program in content.get("programs", []) if program["name"] == content["arm"]
+        )
         if (math.isnan(value) and not left_out.get("kept_scores")) or (content["n"] == 0 and learns):
             continue
         key = repr({k: v for k, v in content.items() if k not in ("n", "draw", "fold", "train")})
         train = {k: v for k, v in content["train"].items() if k != "seed"}
         n = math.inf if content["n"] == "all" else content["n"]  # folds differ in how many boxes `all` are
-        own = groups.setdefault(f"{key} {train}", {}).setdefault(n, _Candidate(content["arm"]))
-        own.runs.append(run)
-        own.test_scores += [] if math.isnan(value) else [value]
-        place = content["draw"], content["fold"], content["train"]["seed"]
+        candidate = groups.setdefault(f"{key} {train}", {}).setdefault(n, _Candidate(content["arm"]))
+        candidate.runs.append(run)
+        candidate.test_scores += [] if math.isnan(value) else [value]
+        replicate = content["draw"], content["fold"], content["train"]["seed"]
         scores = zip(left_out.get("pieces", []), left_out.get("kept_scores", []), strict=True)
-        own.left_out |= {(*place, piece): score for piece, score in scores}
+        candidate.left_out |= {(*replicate, piece): score for piece, score in scores}
     if not groups:
         raise UserError("no element has a score: no test field has labels to score by, so no arm is the best")
     return [by_size[max(by_size)] for by_size in groups.values()]

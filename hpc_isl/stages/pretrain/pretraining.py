@@ -77,7 +77,7 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
     if results is None:
         attempt.stopping.set()  # one rank was asked to stop; now all of them know
         return
-    rows, made = results
+    rows, outputs = results
     attempt.metric(step, **{f"test/{name}": value for name, value in held_out.main_scores(rows).items()})
     if constant := held_out.figures(rows).get(held_out.CONSTANT):
         attempt.log(f"test wells: {held_out.constant_text(constant)}")
@@ -85,7 +85,7 @@ def pretrain(recipe: PretrainRecipe, attempt: Attempt) -> None:
     attempt.finish({
         "figures": held_out.figures(rows) | {"steps": step},
         "by": held_out.by_plate_map(run.study, rows),
-        "made": {"model": str(attempt.run.model), **made},
+        "made": {"model": str(attempt.run.model), **outputs},
         "next": after_pretraining(run.study, arm) if run.world.rank == 0 else [],
     })  # fmt: skip
 
@@ -133,7 +133,7 @@ def _wells(study: PlateViews, part: str, by: str) -> dict[str, list[str]]:
     units: dict[str, set[str]] = {index.plate.name: set() for index in study.indices}
     for plate, key in study.fields(part):
         units[plate.name].add(key.well if by == "well" else f"{key.well}/{key.name}")
-    return {name: sorted(own) for name, own in units.items()}
+    return {name: sorted(plate_units) for name, plate_units in units.items()}
 
 
 # ---------------------------------------------------------------- results on the test wells
@@ -166,14 +166,14 @@ def make_results(run: Run) -> tuple[list[Row], dict[str, str]] | None:
     if any(stopped for stopped, _, _ in gathered):
         return None
     # Sorted, so that the table does not depend on the number of ranks.
-    ordered = sorted(
-        (row for _, own, _ in gathered for row in own), key=lambda row: [row[name] for name in ORDER]
+    ordered_rows = sorted(
+        (row for _, share, _ in gathered for row in share), key=lambda row: [row[name] for name in ORDER]
     )
-    made: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     if world.rank == 0:
-        numbered = sorted((pair for _, _, own in gathered for pair in own), key=lambda pair: pair[0])
-        made = _write(run, stains, ordered, [example for _, example in numbered])
-    return ordered, world.broadcast(made)
+        numbered = sorted((pair for _, _, share in gathered for pair in share), key=lambda pair: pair[0])
+        outputs = _write(run, stains, ordered_rows, [example for _, example in numbered])
+    return ordered_rows, world.broadcast(outputs)
 
 
 def _own_share(
@@ -181,34 +181,34 @@ def _own_share(
 ) -> tuple[list[Row], list[NumberedExample]]:
     """Predicts this rank's fields; returns their rows, and examples for the picture."""
     # Examples are spread evenly over all test fields, so that they do not depend on the number of ranks.
-    shown = {round(n * (len(fields) - 1) / (EXAMPLES - 1)) for n in range(EXAMPLES)}
+    example_numbers = {round(index * (len(fields) - 1) / (EXAMPLES - 1)) for index in range(EXAMPLES)}
     predictor = run.predictor()
     rows: list[Row] = []
     examples: list[NumberedExample] = []
-    own = range(run.world.rank, len(fields), run.world.size)
-    for done, number in enumerate(own, 1):
+    numbers = range(run.world.rank, len(fields), run.world.size)
+    for done, number in enumerate(numbers, 1):
         if run.attempt.stopping.is_set():
             break
-        times = list(predict_field(predictor, fields[number]))
-        scores = [row for predicted in times for row in score(predicted, run.recipe.labels)]
+        predictions = list(predict_field(predictor, fields[number]))
+        scores = [row for predicted in predictions for row in score(predicted, run.recipe.labels)]
         rows += scores
         if stains:
-            write_stain(*stains[times[0].plate.name], times)
+            write_stain(*stains[predictions[0].plate.name], predictions)
         run.attempt.clock.tick(TEST, megapixels([fields[number]]))
-        if number in shown:
-            examples.append((number, _example(times[0], scores)))
-        run.attempt.progress(done, len(own), "test fields", **main_scores(rows))
+        if number in example_numbers:
+            examples.append((number, _example(predictions[0], scores)))
+        run.attempt.progress(done, len(numbers), "test fields", **main_scores(rows))
     return rows, examples
 
 
 def _example(predicted: FieldPrediction, rows: Sequence[Row]) -> pictures.Example:
     view = predicted.plate.view
-    shown = predicted.scored() or predicted
+    scored = predicted.scored() or predicted
     return pictures.Example(
         title=", ".join([str(predicted.key), *described(predicted.plate.plate_map(predicted.key))]),
-        sources=shown.sources,
-        targets=shown.targets,
-        prediction=shown.prediction,
+        sources=scored.sources,
+        targets=scored.targets,
+        prediction=scored.prediction,
         source_names=tuple(map(name_of, view.sources)),
         target_names=tuple(map(name_of, view.targets)),
         pccs=tuple(row["pcc"] for row in rows if row["time"] == predicted.time),
@@ -219,24 +219,24 @@ def _example(predicted: FieldPrediction, rows: Sequence[Row]) -> pictures.Exampl
 def _write(
     run: Run, stains: Stains, rows: Sequence[Row], examples: Sequence[pictures.Example]
 ) -> dict[str, str]:
-    folder, loss = run.attempt.run, run.recipe.loss
-    made: dict[str, Path] = {}
+    saved_run, loss = run.attempt.run, run.recipe.loss
+    outputs: dict[str, Path] = {}
     for index in run.study.indices:
         if index.plate.name in stains:
             path, plate = stains[index.plate.name]
-            wells = {well: index.plate_map[well] for well in plate.wells if well in index.plate_map}
-            finalise(path, plate, wells)
-            made["virtual stain" if len(stains) == 1 else f"virtual stain of {index.plate.name}"] = path
+            map_rows = {well: index.plate_map[well] for well in plate.wells if well in index.plate_map}
+            finalise(path, plate, map_rows)
+            outputs["virtual stain" if len(stains) == 1 else f"virtual stain of {index.plate.name}"] = path
     if rows:
-        made["scores"] = folder.folder / "scores.csv"
-        write_scores(rows, made["scores"])
+        outputs["scores"] = saved_run.folder / "scores.csv"
+        write_scores(rows, outputs["scores"])
     if examples:
-        made["source, target, prediction"] = folder.pictures / "examples.png"
-        pictures.draw_examples(examples, made["source, target, prediction"])
-    made["training curves"] = folder.pictures / "training.png"
+        outputs["source, target, prediction"] = saved_run.pictures / "examples.png"
+        pictures.draw_examples(examples, outputs["source, target, prediction"])
+    outputs["training curves"] = saved_run.pictures / "training.png"
     title = title_of(loss.name, loss.pearson, loss.ssim)
-    pictures.draw_training(folder.metric_lines(), made["training curves"], title)
-    return {name: str(path) for name, path in made.items()}
+    pictures.draw_training(saved_run.metric_lines(), outputs["training curves"], title)
+    return {name: str(path) for name, path in outputs.items()}
 
 
 # ---------------------------------------------------------------- the virtual stain as a plate
@@ -258,7 +258,7 @@ def stain_paths(study: PlateViews, fields: Sequence[PlateField], run: Path) -> d
 
 def stain_plate(plate: PlateView, fields: Sequence[PlateField]) -> Plate:
     """Returns the plate to write: its fields at the level that the model sees, a channel for each target."""
-    keys = [key for other, key in fields if other.index is plate.index]
+    keys = [key for other_plate, key in fields if other_plate.index is plate.index]
     index, pixel_um = plate.index, plate.index.plate.pixel_um
     return replace(
         index.plate,
@@ -274,35 +274,35 @@ def _channel(plate: PlateView, number: int) -> Channel:
     role = plate.view.targets[number]
     names = [target.channel for target in plate.view.targets]
     name = role.channel if names.count(role.channel) == 1 else name_of(role)
-    known = [channel for channel in plate.index.plate.channels if channel.name == role.channel]
-    stored = known[0] if known else Channel(name)
-    return replace(stored, name=f"{name} (predicted)", exposure_s=None, flat_field=None)
+    channels = [channel for channel in plate.index.plate.channels if channel.name == role.channel]
+    plate_channel = channels[0] if channels else Channel(name)
+    return replace(plate_channel, name=f"{name} (predicted)", exposure_s=None, flat_field=None)
 
 
 def _field(plate: PlateView, key: FieldKey) -> Field:
-    stored, pixel_um = plate.index.field(key), plate.index.plate.pixel_um
+    plate_field, pixel_um = plate.index.field(key), plate.index.plate.pixel_um
     y, x = field_view(plate.view, plate.index, key, plate.times(key)[0]).shape
-    integer = np.dtype(stored.dtype).kind in "iu" and all(role.numbers for role in plate.view.targets)
-    position = stored.position_um
+    integer = np.dtype(plate_field.dtype).kind in "iu" and all(role.numbers for role in plate.view.targets)
+    position = plate_field.position_um
     if position is not None and pixel_um is not None:
         # Positions are of the first pixel's centre, which lies further inside where pixels are larger.
-        inward = pixel_um * (stored.shape[3] // y - 1) / 2
+        inward = pixel_um * (plate_field.shape[3] // y - 1) / 2
         position = position[0] + inward, position[1] + inward
     return Field(
         key=key,
-        shape=(stored.shape[0], len(plate.view.targets), 1, y, x),
-        dtype=stored.dtype if integer else "float32",
+        shape=(plate_field.shape[0], len(plate.view.targets), 1, y, x),
+        dtype=plate_field.dtype if integer else "float32",
         position_um=position,
     )
 
 
-def write_stain(path: Path, plate: Plate, times: Sequence[FieldPrediction]) -> None:
+def write_stain(path: Path, plate: Plate, predictions: Sequence[FieldPrediction]) -> None:
     """Writes the predictions of one field at all times that were imaged, as counts (see `in_counts`)."""
-    field = next(field for field in plate.fields if field.key == times[0].key)
+    field = next(field for field in plate.fields if field.key == predictions[0].key)
     pixels = np.zeros(field.shape, field.dtype)
-    for predicted in times:
+    for predicted in predictions:
         pixels[predicted.time, :, 0] = in_counts(predicted.plate.view, predicted.prediction, field.dtype)
-    planes = [(predicted.time, channel, 0) for predicted in times for channel in range(field.shape[1])]
+    planes = [(predicted.time, channel, 0) for predicted in predictions for channel in range(field.shape[1])]
     field = field.with_planes(planes, [channel.name for channel in plate.channels])
     write_field(path, plate, field, pixels, measure(pixels, planes), CodecRecipe())
 

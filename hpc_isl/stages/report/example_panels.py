@@ -90,9 +90,9 @@ def panels(sweep: Sweep) -> tuple[list[Picture], list[str]]:
             content = _read_box(box, _view_of_sweep(sweep))
             for cell, prediction in predictions.items():
                 # The plate may have been converted anew since the element kept its box.
-                kept, stored = prediction.labels.shape, content.truth.shape
-                if kept != stored:
-                    raise UserError(f"{cell.arm} kept {kept} pixels, the plate holds {stored}")
+                kept_shape, stored_shape = prediction.labels.shape, content.truth.shape
+                if kept_shape != stored_shape:
+                    raise UserError(f"{cell.arm} kept {kept_shape} pixels, the plate holds {stored_shape}")
         except (UserError, OSError, KeyError, ValueError, IndexError) as error:
             problems.append(f"{box}: not drawn. {error}")
             continue
@@ -107,10 +107,10 @@ def panels(sweep: Sweep) -> tuple[list[Picture], list[str]]:
 
 def _choose_boxes(sweep: Sweep) -> dict[ExampleBox, dict[Cell, BoxPrediction]]:
     """Returns predictions of cells at no, the fewest and the most boxes, of the first draw that has them."""
-    wanted = {0, sweep.fewest, *sweep.counts[-1:]}
+    box_counts = {0, sweep.fewest, *sweep.counts[-1:]}
     boxes: dict[ExampleBox, dict[Cell, BoxPrediction]] = {}
     for element in sorted(sweep.elements, key=lambda element: (*element.cell.order, element.replicate)):
-        if element.recipe.n in wanted:
+        if element.recipe.n in box_counts:
             for box, prediction in _kept(element):
                 boxes.setdefault(box, {}).setdefault(element.cell, prediction)
     return boxes
@@ -148,8 +148,8 @@ def _view_of_sweep(sweep: Sweep) -> View:
 
 def _read_box(box: ExampleBox, view: View) -> BoxContent:
     index = open_plate(Path(box.plate))
-    own = view.sources[0].acquisition
-    keys = [field.key for field in index.plate.fields if own in (None, field.key.acquisition)]
+    acquisition = view.sources[0].acquisition
+    keys = [field.key for field in index.plate.fields if acquisition in (None, field.key.acquisition)]
     key = next((key for key in keys if (key.well, key.name) == (box.well, box.field)), None)
     if key is None:
         raise UserError(f"{index.path}: has no field {box.well}/{box.field}")
@@ -160,10 +160,13 @@ def _read_box(box: ExampleBox, view: View) -> BoxContent:
     y0, x0, y1, x1 = box.box
     sources, targets = read(view, index, key, box.time, (slice(y0, y1), slice(x0, x1)))
     # Labels lie beside the sources, or beside the stain where that is another pass of imaging.
-    places = [key, *(image_key(key, role) for role in view.targets)]
-    place = next((place for place in places if box.truth in label_names(index.image(place))), key)
-    labels = read_labels(index.image(place), box.truth, box.level)
-    shift = [round(step / 2**box.level) for step in index.shift(key, place) or (0, 0)]
+    candidate_keys = [key, *(image_key(key, role) for role in view.targets)]
+    labels_key = next(
+        (labels_key for labels_key in candidate_keys if box.truth in label_names(index.image(labels_key))),
+        key,
+    )
+    labels = read_labels(index.image(labels_key), box.truth, box.level)
+    shift = [round(step / 2**box.level) for step in index.shift(key, labels_key) or (0, 0)]
     rows, columns = (
         np.clip(np.arange(start, stop) + step, 0, length - 1)
         for start, stop, step, length in zip((y0, x0), (y1, x1), shift, labels.shape[-2:], strict=True)
@@ -185,28 +188,28 @@ def _draw(box: ExampleBox, content: BoxContent, predictions: Predictions, name: 
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    plate, rows = _plate_views(content, predictions), _rows(predictions)
+    plate_views, rows = _plate_views(content, predictions), _rows(predictions)
     columns = max(4, *map(len, rows))
     height, width = content.truth.shape
     edge = WIDTH / columns
     # So many letters of 9 points fit above a picture of this width.
     letters = int(edge * 12.5)
-    titles = 2 + max(len(str(cell.arm)) + 10 > letters for cell in predictions)
-    tall = (edge - 0.15) * height / width + 0.2 * titles + 0.1
-    figure = Figure(figsize=(WIDTH, tall * (1 + len(rows)) + 0.35), layout="constrained", dpi=DPI)
+    title_lines = 2 + max(len(str(cell.arm)) + 10 > letters for cell in predictions)
+    row_height = (edge - 0.15) * height / width + 0.2 * title_lines + 0.1
+    figure = Figure(figsize=(WIDTH, row_height * (1 + len(rows)) + 0.35), layout="constrained", dpi=DPI)
     grid = figure.subplots(1 + len(rows), columns, squeeze=False)
     for axis in grid.ravel():
         axis.set_axis_off()
-    counts = []
-    for axis, draw in zip(grid[0], plate, strict=False):
+    count_texts = []
+    for axis, draw in zip(grid[0], plate_views, strict=False):
         draw(axis, letters)
     for axes, cells in zip(grid[1:], rows, strict=True):
         for axis, cell in zip(axes, cells, strict=False):
-            counts.append(_draw_prediction(axis, content, cell, predictions[cell].labels, letters))
+            count_texts.append(_draw_prediction(axis, content, cell, predictions[cell].labels, letters))
     patches = [Patch(color=shade, label=text) for shade, text in MEANING.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=10, frameon=False)
     caption = f"{box}; truth {box.truth!r}. TP matched, FP false positive, FN false negative. First draw."
-    return to_picture(figure, name, f"Test box {box}. {'; '.join(counts)}", caption)
+    return to_picture(figure, name, f"Test box {box}. {'; '.join(count_texts)}", caption)
 
 
 def _rows(predictions: Predictions) -> list[list[Cell]]:
@@ -222,16 +225,18 @@ def _plate_views(content: BoxContent, predictions: Predictions) -> list[Draw]:
     """Returns the first row: what is on the plate, and the stain that an ISL model predicts there."""
     limits = np.percentile(content.source, [0.5, 99.5])
     views = [_view(content.source, limits, f"input: {content.source_name}\n{content.size}")]
-    bright = None if content.stain is None else np.nanpercentile(content.stain, [1, 99.8])
+    stain_limits = None if content.stain is None else np.nanpercentile(content.stain, [1, 99.8])
     if content.stain is not None:
-        views.append(_view(content.stain, bright, f"true stain\n{content.stain_name}", "magma"))
+        views.append(_view(content.stain, stain_limits, f"true stain\n{content.stain_name}", "magma"))
     # One predicted stain is shown, that of the fewest boxes.
-    stains = [(cell, kept.stain) for cell, kept in predictions.items() if kept.stain is not None]
+    stains = [
+        (cell, prediction.stain) for cell, prediction in predictions.items() if prediction.stain is not None
+    ]
     if stains:
         cell, stain = min(stains, key=lambda pair: pair[0].order[-1])
         pixels = stain.astype(np.float32)
         # On the scale of the true stain, so that a prediction too dark is seen to be.
-        scale = np.percentile(pixels, [1, 99.8]) if bright is None else bright
+        scale = np.percentile(pixels, [1, 99.8]) if stain_limits is None else stain_limits
         views.append(_view(pixels, scale, f"predicted stain\n{cell.arm}", "magma"))
     count = len(np.unique(content.truth[content.truth > 0]))
     title = f"truth: {content.truth_name}\n{many(count, 'object')}"
@@ -258,17 +263,17 @@ def _view(
 
 def _draw_prediction(axis: Axes, content: BoxContent, cell: Cell, labels: Labels, letters: int) -> str:
     """Draws predicted objects by their match, and above them the true ones that no prediction matched."""
-    matched = match(labels, content.truth)
-    hits = matched.hits()
-    counts = f"TP {hits}, FP {matched.predictions - hits}, FN {matched.truths - hits}"
+    matches = match(labels, content.truth)
+    hits = matches.hits()
+    counts = f"TP {hits}, FP {matches.predictions - hits}, FN {matches.truths - hits}"
     limits = np.percentile(content.source, [0.5, 99.5])
     _view(content.source, limits, f"{cell.arm}, N = {cell.n}\n{counts}")(axis, letters)
-    met = np.isin(labels, matched.prediction) & (labels > 0)
-    missed = ~np.isin(content.truth, matched.truth) & (content.truth > 0)
-    for which, inside, shade in (
-        (labels, met, MATCHED), (labels, (labels > 0) & ~met, EXTRA), (content.truth, missed, MISSED),
+    matched = np.isin(labels, matches.prediction) & (labels > 0)
+    missed = ~np.isin(content.truth, matches.truth) & (content.truth > 0)
+    for objects, inside, shade in (
+        (labels, matched, MATCHED), (labels, (labels > 0) & ~matched, EXTRA), (content.truth, missed, MISSED),
     ):  # fmt: skip
-        axis.imshow(_outline(which, inside, shade, 0.35), interpolation="nearest")
+        axis.imshow(_outline(objects, inside, shade, 0.35), interpolation="nearest")
     return f"{cell.arm} at N = {cell.n}: {counts}"
 
 
@@ -283,7 +288,7 @@ def _outline(labels: Labels, inside: NDArray[Any], shade: str, fill: float) -> N
         before, after = [(0, 1), (0, 0)], [(1, 0), (0, 0)]
         rim |= np.pad(edges, before if axis == 0 else before[::-1])
         rim |= np.pad(edges, after if axis == 0 else after[::-1])
-    painted = np.zeros((*labels.shape, 4), np.float32)
-    painted[..., :3] = to_rgb(shade)
-    painted[..., 3] = np.where(inside, np.where(rim, 1.0, fill), 0.0)
-    return painted
+    rgba = np.zeros((*labels.shape, 4), np.float32)
+    rgba[..., :3] = to_rgb(shade)
+    rgba[..., 3] = np.where(inside, np.where(rim, 1.0, fill), 0.0)
+    return rgba

@@ -1,4 +1,4 @@
-"""What boxes left out in turn say of a sweep: heights that part cells, starts that were kept, confidence."""
+"""The evidence of boxes left out in turn: heights that part cells, starts that were kept, confidence."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ PICTURE = "heights.png"
 
 
 def _told(sweep: Sweep, cell: Cell, kind: str) -> list[dict[str, Any]]:
-    """Returns what the boxes left out say of one kind (fit, or confidence) in each draw where they do."""
-    own = [element.run for element in sweep.elements if element.cell == cell]
-    evidence = [read_json(run.folder / LEFT_OUT) or {} for run in own]
+    """Returns the evidence of one kind (fit, or confidence) in each draw that has it."""
+    runs = [element.run for element in sweep.elements if element.cell == cell]
+    evidence = [read_json(run.folder / LEFT_OUT) or {} for run in runs]
     return [content[kind] for content in evidence if content.get(kind)]
 
 
@@ -39,20 +39,20 @@ def draw_heights(sweep: Sweep) -> Picture | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    most = {arm: max((cell for cell in sweep.cells if cell.arm == arm), key=lambda cell: cell.order)
+    cell_by_arm = {arm: max((cell for cell in sweep.cells if cell.arm == arm), key=lambda cell: cell.order)
             for arm in sweep.arms}  # fmt: skip
-    shown = {arm: fits for arm, cell in most.items() if (fits := _told(sweep, cell, "fit"))}
-    if not shown:
+    fits_by_arm = {arm: fits for arm, cell in cell_by_arm.items() if (fits := _told(sweep, cell, "fit"))}
+    if not fits_by_arm:
         return None
     figure = Figure(figsize=(0.6 * WIDTH, 3.6), layout="constrained", dpi=DPI)
     axis, texts = figure.subplots(), []
-    for place, (arm, fits) in enumerate(shown.items()):
+    for number, (arm, fits) in enumerate(fits_by_arm.items()):
         curves = np.array([fit["mAP_by_h"] for fit in fits], float)
         heights, scores = curves[0, :, 0], curves[:, :, 1].mean(axis=0)
         axis.plot(heights, scores, color=color(arm), lw=2, label=str(arm))
         chosen = [float(fit["h_maxima"]) for fit in fits]
         axis.plot(
-            chosen, np.interp(chosen, heights, scores), MARKS[place % len(MARKS)], color=color(arm), ms=8
+            chosen, np.interp(chosen, heights, scores), MARKS[number % len(MARKS)], color=color(arm), ms=8
         )
         texts.append(f"{arm}: h {', '.join(f'{h:g}' for h in sorted(set(chosen)))}")
     axis.set_xscale("log")
@@ -96,28 +96,28 @@ def section(sweep: Sweep, picture: Picture | None) -> Iterator[Html]:
 
 
 def _confidence_row(sweep: Sweep, cell: Cell) -> list[object] | None:
-    own = [figures for figures in _told(sweep, cell, "confidence") if figures.get("objects")]
-    if not own:
+    draws = [figures for figures in _told(sweep, cell, "confidence") if figures.get("objects")]
+    if not draws:
         return None
 
     def mean(name: str) -> str:
-        values = [float(figures[name]) for figures in own if name in figures]
+        values = [float(figures[name]) for figures in draws if name in figures]
         return f"{np.mean(values):.2f}" if values else ""
 
-    objects = round(float(np.mean([figures["objects"] for figures in own])))
+    objects = round(float(np.mean([figures["objects"] for figures in draws])))
     names = ("found", "auroc", "area_auroc", "brier", "area_brier")
     return [cell.arm, cell.n, objects, *map(mean, names)]
 
 
 def _start_row(sweep: Sweep, cell: Cell) -> list[object] | None:
-    own = [element.figures for element in sweep.elements if element.cell == cell]
-    own = [figures for figures in own if "start_kept" in figures]
-    if not own:
+    draws = [element.figures for element in sweep.elements if element.cell == cell]
+    draws = [figures for figures in draws if "start_kept" in figures]
+    if not draws:
         return None
 
     def mean(name: str) -> str:
-        values = [float(figures.get(name, math.nan)) for figures in own]
+        values = [float(figures.get(name, math.nan)) for figures in draws]
         return f"{np.mean(values):.2f}"
 
-    kept = sum(int(figures["start_kept"]) for figures in own)
-    return [cell.arm, cell.n, mean(f"unguarded_{sweep.score}"), mean(sweep.score), f"{kept} of {len(own)}"]
+    kept = sum(int(figures["start_kept"]) for figures in draws)
+    return [cell.arm, cell.n, mean(f"unguarded_{sweep.score}"), mean(sweep.score), f"{kept} of {len(draws)}"]

@@ -54,15 +54,15 @@ def page_of(
         panels: pictures of test boxes; `problems`: why others are missing.
     """
     sweep = results.sweep
-    known = {drawn.name: drawn for drawn in pictures}
-    why = [tag("ul", *[tag("li", line) for line in problems])] if problems else []
-    left: list[object] = list(left_out.section(sweep, known.get(left_out.PICTURE)))
+    by_name = {image.name: image for image in pictures}
+    problem_list = [tag("ul", *[tag("li", line) for line in problems])] if problems else []
+    evidence: list[object] = list(left_out.section(sweep, by_name.get(left_out.PICTURE)))
     sections: list[Section] = [
-        ("fewest", f"At {boxes(sweep, sweep.fewest)}", list(_fewest(results, known))),
-        ("curves", "Score against annotations", list(_curves(results, known))),
+        ("fewest", f"At {boxes(sweep, sweep.fewest)}", list(_fewest(results, by_name))),
+        ("curves", "Score against annotations", list(_curves(results, by_name))),
         ("savings", "Annotations saved at equal score", list(_savings(results))),
-        *([("left-out", "Boxes left out in turn", left)] if left else []),
-        ("panels", "Pictures", [*map(figure, panels), *why]),
+        *([("left-out", "Boxes left out in turn", evidence)] if evidence else []),
+        ("panels", "Pictures", [*map(figure, panels), *problem_list]),
         ("scores", "All scores", list(_scores(results))),
         ("origin", "What this rests on", list(provenance(sweep))),
     ]
@@ -73,13 +73,13 @@ def page_of(
         tag("div", *[tag("p", line) for line in headline], class_="headline"),
         *_warnings(sweep), *_final(results),
         tag("nav", tag("ol", *contents), **{"aria-label": "contents"}),
-        *[tag("section", tag("h2", title), *inside, id=name) for name, title, inside in sections],
+        *[tag("section", tag("h2", title), *content, id=name) for name, title, content in sections],
     ]  # fmt: skip
     return page(f"{sweep.run.name}: fine-tuning sweep", join(parts))
 
 
-def figure(drawn: Picture) -> Html:
-    return picture(drawn.png, drawn.alt, drawn.caption, drawn.width)
+def figure(image: Picture) -> Html:
+    return picture(image.png, image.alt, image.caption, image.width)
 
 
 def _about(sweep: Sweep) -> str:
@@ -118,8 +118,8 @@ def _final(results: Results) -> Iterator[Html]:
         for name in ("iou", "mAP")
         if name in final.figures
     ]
-    learnt = [f"{final.trained(what):g} {what}" for what in ("boxes", "objects")]
-    facts = ", ".join([f"element {final.run.name}", f"arm {final.arm.name}", *learnt, *scores])
+    training_counts = [f"{final.trained(quantity):g} {quantity}" for quantity in ("boxes", "objects")]
+    facts = ", ".join([f"element {final.run.name}", f"arm {final.arm.name}", *training_counts, *scores])
     yield tag(
         "p", tag("strong", "The model that the sweep ends with: "),
         f"{facts}. It is no part of the curves. ", tag("code", str(final.run.model)),
@@ -129,14 +129,14 @@ def _final(results: Results) -> Iterator[Html]:
 # ---------------------------------------------------------------- sections
 
 
-def _fewest(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
+def _fewest(results: Results, by_name: Mapping[str, Picture]) -> Iterator[object]:
     sweep = results.sweep
-    yield figure(known["scores.png"])
-    for same in sweep.facets:
-        here = [less for less in results.differences[results.truth, same] if less.n == sweep.fewest]
-        if here:
+    yield figure(by_name["scores.png"])
+    for facet in sweep.facets:
+        deltas = [delta for delta in results.differences[results.truth, facet] if delta.n == sweep.fewest]
+        if deltas:
             yield _differences(
-                here, f"N = {sweep.fewest}, {facet_title(sweep, same)}. {_how(results, same)}", False
+                deltas, f"N = {sweep.fewest}, {facet_title(sweep, facet)}. {_how(results, facet)}", False
             )
     if not results.differences[results.truth, ""]:
         yield tag(
@@ -144,42 +144,42 @@ def _fewest(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
         )
 
 
-def _how(results: Results, same: str) -> str:
+def _how(results: Results, facet: str) -> str:
     if len(results.sweep.replicates) == 1:
         return ONE_DRAW
     group = f"{results.sweep.group}, " if results.sweep.group else ""
-    crossed = "draw and seed crossed with them" if not same else "draw and seed within the first"
+    crossed = "draw and seed crossed with them" if not facet else "draw and seed within the first"
     return f"Intervals: paired bootstrap over {group}well and test box, {crossed}, 2000 resamples."
 
 
-def _differences(every: Sequence[Difference], caption: str, with_n: bool) -> Html:
+def _differences(differences: Sequence[Difference], caption: str, with_n: bool) -> Html:
     header = ["arm", "against", *(["N"] if with_n else []), "difference", "gain", "pairs", "in words"]
     rows = [
-        [less.arm, less.base, *([less.n] if with_n else []), bounded(less.value, signed),
-         bounded(less.gain, percent), less.pairs, VERDICTS[less.verdict]]
-        for less in every
+        [delta.arm, delta.base, *([delta.n] if with_n else []), bounded(delta.value, signed),
+         bounded(delta.gain, percent), delta.pairs, VERDICTS[delta.verdict]]
+        for delta in differences
     ]  # fmt: skip
     return table(header, rows, caption, range(2, len(header) - 1))
 
 
-def _curves(results: Results, known: Mapping[str, Picture]) -> Iterator[object]:
+def _curves(results: Results, by_name: Mapping[str, Picture]) -> Iterator[object]:
     if not results.sweep.counts:
         yield tag("p", "No element learnt from annotations: there is no curve.")
         return
-    for place, truth in enumerate(results.sweep.truths):
-        if place:
+    for index, truth in enumerate(results.sweep.truths):
+        if index:
             circular = ": circular, because these labels were drafted from a stain" if truth.circular else ""
             yield tag("h3", f"Against {truth}", circular)
-        yield figure(known[f"curves-{place}.png"])
-    if "differences.png" in known:
+        yield figure(by_name[f"curves-{index}.png"])
+    if "differences.png" in by_name:
         yield tag("h3", "Where ISL helps, and where it does not")
-        yield figure(known["differences.png"])
-        every = results.differences[results.truth, ""]
-        yield _differences(every, f"All numbers of boxes, all test boxes, {results.truth}.", True)
+        yield figure(by_name["differences.png"])
+        differences = results.differences[results.truth, ""]
+        yield _differences(differences, f"All numbers of boxes, all test boxes, {results.truth}.", True)
 
 
 def _savings(results: Results) -> Iterator[object]:
-    every = results.savings[results.truth]
+    savings = results.savings[results.truth]
     yield tag(
         "p", "How many times the annotated objects of an arm another arm needs to reach the same score. "
         "Curves are taken as rising, linear in the logarithm of the objects. Nothing is extrapolated: > "
@@ -190,7 +190,7 @@ def _savings(results: Results) -> Iterator[object]:
         [saving.arm, saving.n, f"{saving.objects:.0f}", number(saving.score), saving.base,
          "–" if saving.factor is None else f"{saving.factor} ×",
          "–" if saving.likely is None else str(saving.likely)]
-        for saving in every
+        for saving in savings
     ]  # fmt: skip
     score = name_of_score(results.sweep.score)
     header = ["arm", "N", "objects", score, "against", "factor saved", "95 % interval"]
@@ -209,23 +209,23 @@ def _scores(results: Results) -> Iterator[object]:
     )  # fmt: skip
     yield table(["score", "meaning"], list(LEGEND.items()), "What the scores and N say.")
     for truth in sweep.truths:
-        for same in sweep.facets:
-            yield _score_table(sweep, truth, same)
+        for facet in sweep.facets:
+            yield _score_table(sweep, truth, facet)
     if sweep.scores[list(SCORES)].isna().any(axis=None):
         yield tag("p", "A score that is not a number (SQ where no object was matched) counts in no mean.")
 
 
-def _score_table(sweep: Sweep, truth: Truth, same: str) -> Html:
+def _score_table(sweep: Sweep, truth: Truth, facet: str) -> Html:
     """Returns all scores of one truth and facet: a row per arm and number of boxes."""
     rows = []
     for cell in sweep.cells:
-        if own := spreads(sweep, truth, cell, same):
+        if spread_by_score := spreads(sweep, truth, cell, facet):
             objects = f"{sweep.trained(cell.n, 'objects'):.0f}"
-            most = max(spread.images for spread in own.values())
-            texts = [str(own[score]).replace("nan", "–").replace("-", "−") for score in SCORES]
-            rows.append([cell.arm, cell.n, objects, most, *texts])
+            image_count = max(spread.images for spread in spread_by_score.values())
+            texts = [str(spread_by_score[score]).replace("nan", "–").replace("-", "−") for score in SCORES]
+            rows.append([cell.arm, cell.n, objects, image_count, *texts])
     header = ["arm", "N", "objects", "scored", *map(name_of_score, SCORES)]
-    return table(header, rows, f"Against {truth}, {facet_title(sweep, same)}.", range(1, len(header)))
+    return table(header, rows, f"Against {truth}, {facet_title(sweep, facet)}.", range(1, len(header)))
 
 
 # ---------------------------------------------------------------- numbers in words
@@ -276,76 +276,76 @@ def headline(results: Results) -> list[str]:
             "ISL learns. Score against labels drawn by people before believing what follows."
         )
     arms = [arm for arm in sweep.arms if arm.name.endswith("+isl") and Cell(arm, n) in design.columns]
-    for place, arm in enumerate(arms):
-        own = [less for less in results.differences[truth, ""] if less.arm == arm]
-        lines.append(_reached(sweep, design, arm, own, place == 0))
-        lines += _beyond(own, n)
+    for index, arm in enumerate(arms):
+        deltas = [delta for delta in results.differences[truth, ""] if delta.arm == arm]
+        lines.append(_reached(sweep, design, arm, deltas, index == 0))
+        lines += _beyond(deltas, n)
         savings = [saving for saving in results.savings[truth] if saving.arm == arm]
         lines += _saved([saving for saving in savings if saving.n == n])
     if not arms:
         cells = [cell for cell in design.columns if cell.n == n] or list(design.columns)
-        reached = "; ".join(f"{cell.arm} {bounded(design.mean(cell))}" for cell in cells)
-        lines.append(f"With {boxes(sweep, cells[0].n)}, {name_of_score(sweep.score)}: {reached}.")
+        scores_text = "; ".join(f"{cell.arm} {bounded(design.mean(cell))}" for cell in cells)
+        lines.append(f"With {boxes(sweep, cells[0].n)}, {name_of_score(sweep.score)}: {scores_text}.")
         lines.append(f"No arm with ISL is done at N = {cells[0].n}: what ISL brings cannot be said.")
     return [*lines, *([ONE_DRAW] if len(sweep.replicates) == 1 and sweep.counts else [])]
 
 
-def _reached(sweep: Sweep, design: Design, arm: Arm, own: Sequence[Difference], first: bool) -> str:
+def _reached(sweep: Sweep, design: Design, arm: Arm, deltas: Sequence[Difference], first: bool) -> str:
     n = sweep.fewest
     score = f"{name_of_score(sweep.score)} " if first else ""
-    begin = f"With {boxes(sweep, n)}, " if first else ""
-    parts = [f"{begin}{arm} reaches {score}{bounded(design.mean(Cell(arm, n)))}"]
-    here = [less for less in own if less.n == n]
-    for less in here:
-        reached = bounded(design.mean(Cell(less.base, n)))
-        if less.base.name == "drafted":
-            parts.append(f"{less.base} reaches {reached}: {_against_drafted(less)}")
+    opening = f"With {boxes(sweep, n)}, " if first else ""
+    parts = [f"{opening}{arm} reaches {score}{bounded(design.mean(Cell(arm, n)))}"]
+    at_fewest = [delta for delta in deltas if delta.n == n]
+    for delta in at_fewest:
+        base_score = bounded(design.mean(Cell(delta.base, n)))
+        if delta.base.name == "drafted":
+            parts.append(f"{delta.base} reaches {base_score}: {_against_drafted(delta)}")
         else:
-            parts.append(f"{less.base} {reached}, {_against(less)}")
-    if not here:
+            parts.append(f"{delta.base} {base_score}, {_against(delta)}")
+    if not at_fewest:
         parts.append("no arm to compare it with is done")
     return "; ".join(parts) + "."
 
 
-def _against(less: Difference) -> str:
-    gain = f"gain {bounded(less.gain, percent)}" if math.isfinite(less.gain.value) else "gain not defined"
+def _against(delta: Difference) -> str:
+    gain = f"gain {bounded(delta.gain, percent)}" if math.isfinite(delta.gain.value) else "gain not defined"
     remarks = {
         "worse": ": ISL lowers the score",
         "no difference shown": ": no benefit of ISL is shown, the interval of the difference "
-        f"{bounded(less.value, signed)} includes 0",
+        f"{bounded(delta.value, signed)} includes 0",
     }
-    return gain + remarks.get(less.verdict, "")
+    return gain + remarks.get(delta.verdict, "")
 
 
-def _against_drafted(less: Difference) -> str:
-    verdict = less.verdict
+def _against_drafted(delta: Difference) -> str:
+    verdict = delta.verdict
     # One draw has no interval: the sign decides, and a sentence says how little that means.
     if verdict == "not known":
-        verdict = "better" if less.value.value > 0 else "worse"
+        verdict = "better" if delta.value.value > 0 else "worse"
     text = {
         "better": "ISL beats labels drafted from the stain",
         "worse": "ISL does not beat labels drafted from the stain",
         "no difference shown": "ISL is not shown to beat labels drafted from the stain",
     }[verdict]
-    return f"{text} (difference {bounded(less.value, signed)})"
+    return f"{text} (difference {bounded(delta.value, signed)})"
 
 
-def _beyond(own: Sequence[Difference], n: N) -> Iterator[str]:
+def _beyond(deltas: Sequence[Difference], n: N) -> Iterator[str]:
     """Yields the further numbers of boxes at which ISL gains nothing over the arm without, or loses."""
-    for base in dict.fromkeys(less.base for less in own if less.base.name != "drafted"):
-        later = [less for less in own if less.base == base and less.n not in (0, n)]
-        for verdict, text in (
+    for base in dict.fromkeys(delta.base for delta in deltas if delta.base.name != "drafted"):
+        later = [delta for delta in deltas if delta.base == base and delta.n not in (0, n)]
+        for verdict, template in (
             ("no difference shown", "no benefit of {} over {} is shown at N = {}"),
             ("worse", "{} is worse than {} at N = {}"),
         ):
-            where = ", ".join(str(less.n) for less in later if less.verdict == verdict)
-            if where:
-                line = text.format(own[0].arm, base, where)
+            counts_text = ", ".join(str(delta.n) for delta in later if delta.verdict == verdict)
+            if counts_text:
+                line = template.format(deltas[0].arm, base, counts_text)
                 yield f"{line[0].upper()}{line[1:]}."
 
 
-def _saved(here: Sequence[Saving]) -> Iterator[str]:
-    for saving in here:
+def _saved(savings: Sequence[Saving]) -> Iterator[str]:
+    for saving in savings:
         if saving.base.name == "drafted":
             continue
         if saving.factor is None:

@@ -39,21 +39,21 @@ def provenance(sweep: Sweep) -> Iterator[object]:
 
 def some(names: Sequence[str], separator: str, last: str) -> str:
     """Returns the first of many names, and how many more there are."""
-    more = f"{last}{len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return separator.join(names[:SHOWN]) + more
+    suffix = f"{last}{len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return separator.join(names[:SHOWN]) + suffix
 
 
 def unlike_boxes(sweep: Sweep) -> list[str]:
     """Returns which elements learnt from different boxes though number, draw and fold are the same."""
-    first: dict[tuple[Any, ...], tuple[Element, set[Any]]] = {}
+    first_of_draw: dict[tuple[Any, ...], tuple[Element, set[Any]]] = {}
     lines = []
     for element in sweep.elements:
         recipe, names = element.recipe, ["plate", "well", "field", "box"]
-        own = set(element.boxes.reindex(columns=names, fill_value="").itertuples(index=False, name=None))
+        places = set(element.boxes.reindex(columns=names, fill_value="").itertuples(index=False, name=None))
         # Compared with the first element of the same number, draw and fold.
-        other, boxes = first.setdefault((recipe.n, recipe.draw, recipe.fold), (element, own))
-        if boxes != own:
-            lines.append(f"{element.run.name} and {other.run.name} learnt from different boxes of one draw.")
+        first, boxes = first_of_draw.setdefault((recipe.n, recipe.draw, recipe.fold), (element, places))
+        if boxes != places:
+            lines.append(f"{element.run.name} and {first.run.name} learnt from different boxes of one draw.")
     return lines
 
 
@@ -96,16 +96,16 @@ def _split(sweep: Sweep) -> Iterator[object]:
     for (plate, well, _), part in split.parts.items():
         row = wells.setdefault((plate, groups.get((plate, well), "")), {part: {} for part in PARTS})
         row[part][well] = None
-    grouped = [sweep.group] if sweep.group else []
+    group_column = [sweep.group] if sweep.group else []
     body = [
         [
             plate,
-            *([group] if grouped else []),
-            *(f"{len(own)}: {', '.join(own)}" if (own := parts[part]) else "0" for part in PARTS),
+            *([group] if group_column else []),
+            *(f"{len(names)}: {', '.join(names)}" if (names := parts[part]) else "0" for part in PARTS),
         ]
         for (plate, group), parts in sorted(wells.items(), key=lambda item: item[0])
     ]
-    yield table(["plate", *grouped, *PARTS], body, "Wells by part, made before pretraining.")
+    yield table(["plate", *group_column, *PARTS], body, "Wells by part, made before pretraining.")
 
 
 def _groups(sweep: Sweep) -> dict[tuple[str, str], str]:
@@ -133,13 +133,13 @@ def _boxes(sweep: Sweep) -> Iterator[object]:
     boxes = training_boxes(sweep)
     keys = ["n", "draw", *(["fold"] if (boxes.fold != "").any() else [])]
     body = []
-    for key, drawn in boxes.groupby(["n", "draw", "fold"], sort=False):
+    for key, group in boxes.groupby(["n", "draw", "fold"], sort=False):
         places = [
-            f"{box.plate} {box.well}/{box.field} ({box.box}): {box.objects}" for box in drawn.itertuples()
+            f"{box.plate} {box.well}/{box.field} ({box.box}): {box.objects}" for box in group.itertuples()
         ]
-        objects = sum(float(count or 0) for count in drawn.objects)
-        origins = ", ".join(sorted(set(drawn.origin)))
-        body.append([*key[: len(keys)], len(drawn), f"{objects:g}", origins, some(places, "; ", "; and ")])
+        objects = sum(float(count or 0) for count in group.objects)
+        origins = ", ".join(sorted(set(group.origin)))
+        body.append([*key[: len(keys)], len(group), f"{objects:g}", origins, some(places, "; ", "; and ")])
     names = {"n": "N", "draw": "draw", "fold": "fold"}
     header = [*(names[key] for key in keys), "boxes", "objects", "origin", "which: objects"]
     caption = "Boxes as y0 x0 y1 x1 in pixels; those of a draw hold those of every smaller N."
@@ -148,11 +148,11 @@ def _boxes(sweep: Sweep) -> Iterator[object]:
 
 def _recipes(sweep: Sweep) -> Iterator[object]:
     recipes = [flatten(element.recipe.model_dump(mode="json")) for element in sweep.elements]
-    flat, swept = {name for recipe in recipes for name in recipe}, []
+    all_names, swept_rows = {name for recipe in recipes for name in recipe}, []
     for key in swept_keys(sweep.recipe):
-        names = sorted(name for name in flat if name == key or name.startswith(f"{key}.")) or [key]
+        names = sorted(name for name in all_names if name == key or name.startswith(f"{key}.")) or [key]
         values = [dict.fromkeys(str(recipe.get(name)) for recipe in recipes) for name in names]
-        swept += [(name, ", ".join(texts)) for name, texts in zip(names, values, strict=True)]
+        swept_rows += [(name, ", ".join(texts)) for name, texts in zip(names, values, strict=True)]
     # The first element of each arm stands for it; axes of the report differ within an arm.
     pairs = reversed(list(zip(sweep.elements, recipes, strict=True)))
     arms = {element.arm: recipe for element, recipe in pairs}
@@ -165,11 +165,11 @@ def _recipes(sweep: Sweep) -> Iterator[object]:
     ]
     differences = [(arm, ", ".join(f"{key}={arms[arm].get(key)}" for key in differing)) for arm in sweep.arms]
     yield tag("h3", "Recipes")
-    yield table(["key", "values"], swept, "What is swept.")
+    yield table(["key", "values"], swept_rows, "What is swept.")
     yield table(["arm", "differs in"], differences, "In what the arms' recipes differ.")
-    base = "\n".join(f"{key}: {value}" for key, value in flatten(sweep.recipe.base).items())
+    base_text = "\n".join(f"{key}: {value}" for key, value in flatten(sweep.recipe.base).items())
     yield tag("p", "The base, without what varies:")
-    yield tag("pre", base)
+    yield tag("pre", base_text)
 
 
 # ---------------------------------------------------------------- code, data, models, cost
@@ -191,7 +191,7 @@ def _versions(sweep: Sweep) -> list[tuple[str, str]]:
     ]
     rows += [(name, _values(packages, name.replace("_", "-"))) for name in PACKAGES]
     inputs = [record.get("inputs") or {} for record in records]
-    names = dict.fromkeys(name for given in inputs for name in given)
+    names = dict.fromkeys(name for fingerprints in inputs for name in fingerprints)
     rows += [(f"fingerprint of {name}", _values(inputs, name)) for name in names]
     models = [*sweep.first.pretrained, *([sweep.first.drafted] if sweep.first.drafted else [])]
     rows += [(f"model {folder}", _model(Path(folder))) for folder in models]
@@ -221,11 +221,11 @@ def _cost(sweep: Sweep) -> Iterator[object]:
          "steps": element.figures.get("steps", 0)}
         for element in sweep.elements
     ])  # fmt: skip
-    body, whole = [], 0.0
+    body, total_minutes = [], 0.0
     for cell in sorted(sweep.cells, key=lambda cell: rank(cell.n)):
-        own = elements[elements.cell == cell]
-        seconds, steps = sum(own.seconds), ", ".join(f"{step}" for step in sorted(set(own.steps)))
-        whole += seconds / 60
-        body.append([cell.arm, cell.n, len(own), steps, f"{seconds / len(own):.0f}", f"{seconds / 60:.1f}"])
+        rows = elements[elements.cell == cell]
+        seconds, steps = sum(rows.seconds), ", ".join(f"{step}" for step in sorted(set(rows.steps)))
+        total_minutes += seconds / 60
+        body.append([cell.arm, cell.n, len(rows), steps, f"{seconds / len(rows):.0f}", f"{seconds / 60:.1f}"])
     header = ["arm", "N", "elements", "steps", "seconds each", "minutes together"]
-    yield table(header, body, f"All elements together: {whole:.0f} minutes.", range(1, 6))
+    yield table(header, body, f"All elements together: {total_minutes:.0f} minutes.", range(1, 6))

@@ -70,11 +70,11 @@ def color(arm: Arm) -> str:
     return COLORS.get(arm.name, OTHER)
 
 
-def facet_title(sweep: Sweep, same: str) -> str:
+def facet_title(sweep: Sweep, facet: str) -> str:
     """Returns `across: another cell_line`, than that of the training boxes."""
-    if not same or not sweep.first.within:
-        return FACETS[same]
-    return f"{same}: {'the same' if same == 'within' else 'another'} {sweep.first.within}"
+    if not facet or not sweep.first.within:
+        return FACETS[facet]
+    return f"{facet}: {'the same' if facet == 'within' else 'another'} {sweep.first.within}"
 
 
 # ---------------------------------------------------------------- each arm at one number of boxes
@@ -86,24 +86,24 @@ def draw_scores(results: Results, n: N) -> Picture:
 
     sweep, columns = results.sweep, results.designs[results.truth, ""].columns
     # Those without any annotation come last, unless the figure is about them.
-    shown = [cell for cell in sweep.cells if cell in columns and cell.n in (0, n)]
-    shown.sort(key=lambda cell: cell.n == 0 != n)
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.62 * len(shown)), layout="constrained", dpi=DPI)
+    cells = [cell for cell in sweep.cells if cell in columns and cell.n in (0, n)]
+    cells.sort(key=lambda cell: cell.n == 0 != n)
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.62 * len(cells)), layout="constrained", dpi=DPI)
     grid = figure.subplots(1, len(sweep.facets), sharex=True, sharey=True, squeeze=False)[0]
-    for axis, same in zip(grid, sweep.facets, strict=True):
-        for row, cell in enumerate(shown):
-            _draw_cell(axis, results.designs[results.truth, same], cell, row)
-        axis.set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
+    for axis, facet in zip(grid, sweep.facets, strict=True):
+        for row, cell in enumerate(cells):
+            _draw_cell(axis, results.designs[results.truth, facet], cell, row)
+        axis.set_title(facet_title(sweep, facet), fontsize=10, color=INK, loc="left")
         axis.set_xlabel(f"{spelled_out(sweep.score)}, {results.truth}", fontsize=10)
         plain(axis, "x")
-    names = [str(cell.arm) if cell.n == n else f"{cell.arm}, N = {cell.n}" for cell in shown]
-    grid[0].set_yticks(range(len(shown)), names, fontsize=10)
-    grid[0].set_ylim(len(shown) - 0.45, -0.55)
+    names = [str(cell.arm) if cell.n == n else f"{cell.arm}, N = {cell.n}" for cell in cells]
+    grid[0].set_yticks(range(len(cells)), names, fontsize=10)
+    grid[0].set_ylim(len(cells) - 0.45, -0.55)
     means = "; ".join(
-        f"{cell.arm} {results.designs[results.truth, ''].mean(cell).value:.2f}" for cell in shown
+        f"{cell.arm} {results.designs[results.truth, ''].mean(cell).value:.2f}" for cell in cells
     )
     caption = "Each point: one test box in one draw. Black: mean over points and its 95 % interval."
-    if any(cell.n == 0 for cell in shown):
+    if any(cell.n == 0 for cell in cells):
         caption += " N = 0 learnt from no annotation: the predicted stain, thresholded."
     return to_picture(figure, "scores.png", f"Scores of each arm at N = {n}. Means: {means}", caption)
 
@@ -133,15 +133,15 @@ def draw_curves(results: Results, truth: Truth, name: str) -> Picture:
     sweep = results.sweep
     figure = Figure(figsize=(WIDTH, 1.0 + 3.6 * len(sweep.facets)), layout="constrained", dpi=DPI)
     grid = figure.subplots(len(sweep.facets), 2, sharey=True, squeeze=False)
-    for axes, same in zip(grid, sweep.facets, strict=True):
+    for axes, facet in zip(grid, sweep.facets, strict=True):
         for axis, over in zip(axes, ("boxes", "objects"), strict=True):
-            _draw_arms(axis, sweep, results.designs[truth, same], over)
-        axes[0].set_title(facet_title(sweep, same), fontsize=10, color=INK, loc="left")
+            _draw_arms(axis, sweep, results.designs[truth, facet], over)
+        axes[0].set_title(facet_title(sweep, facet), fontsize=10, color=INK, loc="left")
     for axis in grid[:, 0]:
         axis.set_ylabel(f"{spelled_out(sweep.score)},\nmean against {truth}", fontsize=10)
     lines, labels = grid[0, 0].get_legend_handles_labels()
-    across = 3 if max(map(len, labels), default=0) < 24 else 2
-    figure.legend(lines, labels, loc="outside lower center", ncols=across, fontsize=10, frameon=False)
+    columns = 3 if max(map(len, labels), default=0) < 24 else 2
+    figure.legend(lines, labels, loc="outside lower center", ncols=columns, fontsize=10, frameon=False)
     caption = (
         "Mean score over test boxes and draws; bands: 95 % intervals. Left over the number of annotation "
         "boxes (evenly spaced), right over the objects in them (logarithmic)."
@@ -156,47 +156,47 @@ def draw_curves(results: Results, truth: Truth, name: str) -> Picture:
 def _draw_arms(axis: Axes, sweep: Sweep, design: Design, over: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    places = {n: float(at) for at, n in enumerate(sweep.counts)}
+    positions = {n: float(index) for index, n in enumerate(sweep.counts)}
     if over == "objects":
-        places = {n: sweep.trained(n, "objects") for n in sweep.counts}
+        positions = {n: sweep.trained(n, "objects") for n in sweep.counts}
         axis.set_xscale("log")
     for arm in sweep.arms:
         curve = [Cell(arm, n) for n in sweep.counts if Cell(arm, n) in design.columns]
         if curve:
-            _draw_curve(axis, sweep, design, curve, [places[cell.n] for cell in curve])
+            _draw_curve(axis, sweep, design, curve, [positions[cell.n] for cell in curve])
     for arm in [arm for arm in sweep.arms if Cell(arm, 0) in design.columns]:
         level = design.mean(Cell(arm, 0)).value
         axis.axhline(level, color=color(arm), lw=1.8, ls=":", label=f"{arm}, N = 0")
     if over == "boxes":
-        axis.set_xticks(list(places.values()), [_tick(sweep, n) for n in places], fontsize=10)
-        axis.set_xlim(-0.4, len(places) - 0.6)
+        axis.set_xticks(list(positions.values()), [_tick(sweep, n) for n in positions], fontsize=10)
+        axis.set_xlim(-0.4, len(positions) - 0.6)
     else:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         # Between 1, 2, 5 and 10 there is no room for further ticks.
         axis.xaxis.set_minor_locator(NullLocator())
         # A logarithmic axis has no place for boxes without objects.
-        known = [place for place in places.values() if place > 0]
-        if known:
-            axis.set_xlim(min(known) / 1.25, max(known) * 1.25)
+        positive_positions = [position for position in positions.values() if position > 0]
+        if positive_positions:
+            axis.set_xlim(min(positive_positions) / 1.25, max(positive_positions) * 1.25)
     axis.set_xlabel("annotation boxes, N" if over == "boxes" else "annotated objects", fontsize=10)
     plain(axis, "both")
 
 
 def _draw_curve(
-    axis: Axes, sweep: Sweep, design: Design, curve: Sequence[Cell], places: Sequence[float]
+    axis: Axes, sweep: Sweep, design: Design, curve: Sequence[Cell], positions: Sequence[float]
 ) -> None:
     arm, means = curve[0].arm, [design.mean(cell) for cell in curve]
     # Colour and line tell ISL and initialisation; the mark tells what else an arm varies.
-    variant = list(dict.fromkeys(other.rest for other in sweep.arms)).index(arm.rest)
+    variant = list(dict.fromkeys(sweep_arm.rest for sweep_arm in sweep.arms)).index(arm.rest)
     isl = arm.name.endswith("+isl")
     axis.plot(
-        places, [mean.value for mean in means], MARKS[variant % len(MARKS)], color=color(arm), lw=2, ms=7,
+        positions, [mean.value for mean in means], MARKS[variant % len(MARKS)], color=color(arm), lw=2, ms=7,
         ls="-" if isl else "--", mfc=color(arm) if isl else "white", mew=1.6, label=str(arm),
         clip_on=False, zorder=3,
     )  # fmt: skip
     low, high = [mean.low for mean in means], [mean.high for mean in means]
-    axis.fill_between(places, low, high, color=color(arm), alpha=0.15, lw=0)
+    axis.fill_between(positions, low, high, color=color(arm), alpha=0.15, lw=0)
 
 
 def _tick(sweep: Sweep, n: N) -> str:
@@ -207,8 +207,8 @@ def draw_differences(results: Results) -> Picture | None:
     """Draws the difference of each pair of arms over the number of boxes; open where its interval holds 0."""
     from matplotlib.figure import Figure
 
-    every = results.differences[results.truth, ""]
-    pairs = list(dict.fromkeys((less.arm, less.base) for less in every))
+    differences = results.differences[results.truth, ""]
+    pairs = list(dict.fromkeys((delta.arm, delta.base) for delta in differences))
     if not pairs:
         return None
     # Four pairs are two arms with two rivals each, as a rule: they stand one above the other.
@@ -219,10 +219,12 @@ def draw_differences(results: Results) -> Picture | None:
     for axis in grid[len(pairs) :]:
         axis.set_axis_off()
     for axis, pair in zip(grid, pairs, strict=False):
-        _draw_pair(axis, results.sweep, [less for less in every if (less.arm, less.base) == pair])
+        _draw_pair(axis, results.sweep, [delta for delta in differences if (delta.arm, delta.base) == pair])
     for axis in grid[::columns]:
         axis.set_ylabel(f"difference of\n{spelled_out(results.sweep.score)}", fontsize=10)
-    texts = "; ".join(f"{o.arm} less {o.base} at N = {o.n}: {o.value.value:+.2f}, {o.verdict}" for o in every)
+    texts = "; ".join(
+        f"{o.arm} less {o.base} at N = {o.n}: {o.value.value:+.2f}, {o.verdict}" for o in differences
+    )
     caption = (
         "Difference on the same test boxes and draws with its 95 % interval. Above 0: the arm with ISL "
         "scores higher. Open: the interval includes 0, or there is none."
@@ -230,17 +232,19 @@ def draw_differences(results: Results) -> Picture | None:
     return to_picture(figure, "differences.png", f"Differences between arms. {texts}", caption)
 
 
-def _draw_pair(axis: Axes, sweep: Sweep, own: Sequence[Difference]) -> None:
+def _draw_pair(axis: Axes, sweep: Sweep, deltas: Sequence[Difference]) -> None:
     axis.axhline(0, color=PALE, lw=1)
-    for place, less in enumerate(own):
-        shade = color(less.arm)
-        if not math.isnan(less.value.low):
-            axis.plot([place] * 2, [less.value.low, less.value.high], color=shade, lw=2.2)
-        sure = less.verdict in ("better", "worse")
-        axis.plot(place, less.value.value, "o", color=shade, ms=8, mfc=shade if sure else "white", mew=1.8)
-    axis.set_xticks(range(len(own)), [_tick(sweep, less.n) for less in own], fontsize=10)
-    axis.set_xlim(-0.6, len(own) - 0.4)
-    axis.set_title(f"{own[0].arm}\nless {own[0].base}", fontsize=10, color=INK, loc="left")
+    for position, delta in enumerate(deltas):
+        shade = color(delta.arm)
+        if not math.isnan(delta.value.low):
+            axis.plot([position] * 2, [delta.value.low, delta.value.high], color=shade, lw=2.2)
+        is_clear = delta.verdict in ("better", "worse")
+        axis.plot(
+            position, delta.value.value, "o", color=shade, ms=8, mfc=shade if is_clear else "white", mew=1.8
+        )
+    axis.set_xticks(range(len(deltas)), [_tick(sweep, delta.n) for delta in deltas], fontsize=10)
+    axis.set_xlim(-0.6, len(deltas) - 0.4)
+    axis.set_title(f"{deltas[0].arm}\nless {deltas[0].base}", fontsize=10, color=INK, loc="left")
     axis.set_xlabel("annotation boxes, N", fontsize=10)
     plain(axis, "y")
 

@@ -47,17 +47,17 @@ def report(run: Run) -> Report:
     """
     figures = results(read_sweep(run))
     lines = headline(figures)
-    pictures, (shown, problems) = list(_pictures(figures)), panels(figures.sweep)
+    pictures, (panel_pictures, problems) = list(_pictures(figures)), panels(figures.sweep)
     folder = _folder(run)
-    for picture in (*pictures, *shown):
+    for picture in (*pictures, *panel_pictures):
         # Not durably: a report can be made again from what the elements wrote.
         write_atomic(folder / picture.name, picture.png, durable=False)
     for name, text in tables(figures).items():
         write_atomic(folder / name, text, durable=False)
     page = folder / PAGE
     # Last, because a page says that all files beside it are complete.
-    write_atomic(page, page_of(figures, lines, pictures, shown, problems))
-    names = {picture.name for picture in (*pictures, *shown)}
+    write_atomic(page, page_of(figures, lines, pictures, panel_pictures, problems))
+    names = {picture.name for picture in (*pictures, *panel_pictures)}
     for pattern in ("panel-*.png", "curves-*.png", "differences.png", "heights.png"):
         for path in folder.glob(pattern):
             if path.name not in names:
@@ -70,8 +70,8 @@ def report(run: Run) -> Report:
 
 def _pictures(figures: Results) -> Iterator[Picture]:
     yield draw_scores(figures, figures.sweep.fewest)
-    for place, truth in enumerate(figures.sweep.truths if figures.sweep.counts else ()):
-        yield draw_curves(figures, truth, f"curves-{place}.png")
+    for number, truth in enumerate(figures.sweep.truths if figures.sweep.counts else ()):
+        yield draw_curves(figures, truth, f"curves-{number}.png")
     if differences := draw_differences(figures):
         yield differences
     if heights := draw_heights(figures.sweep):
@@ -96,9 +96,9 @@ class Means:
 
 def is_current(run: Run) -> bool:
     """Returns whether a report was written after the last element ended that it could include."""
-    page, done = _folder(run) / PAGE, [element.done / f"{element.stage}.json" for element in run.elements()]
-    ended = max((path.stat().st_mtime_ns for path in done if path.exists()), default=0)
-    return page.exists() and page.stat().st_mtime_ns >= ended
+    page, files = _folder(run) / PAGE, [element.done / f"{element.stage}.json" for element in run.elements()]
+    last_end = max((path.stat().st_mtime_ns for path in files if path.exists()), default=0)
+    return page.exists() and page.stat().st_mtime_ns >= last_end
 
 
 def mean_scores(run: Run) -> Means:
@@ -146,12 +146,12 @@ def _bounds(name: str, value: Interval) -> Row:
 
 def _summary(results: Results) -> Iterator[Row]:
     sweep = results.sweep
-    for (truth, same), design in results.designs.items():
+    for (truth, facet), design in results.designs.items():
         for cell in sweep.cells:
-            for score, spread in spreads(sweep, truth, cell, same).items():
+            for score, spread in spreads(sweep, truth, cell, facet).items():
                 is_main = score == sweep.score and cell in design.columns
                 yield {
-                    **_about(truth), "same": same, "arm": str(cell.arm), "n": cell.n,
+                    **_about(truth), "same": facet, "arm": str(cell.arm), "n": cell.n,
                     "objects": sweep.trained(cell.n, "objects"), "score": score, "mean": spread.mean,
                     "sd": spread.sd, "scored": spread.images, "undefined": spread.undefined,
                     **(_bounds("", design.mean(cell)) if is_main else {}),
@@ -159,13 +159,14 @@ def _summary(results: Results) -> Iterator[Row]:
 
 
 def _differences(results: Results) -> Iterator[Row]:
-    for (truth, same), differences in results.differences.items():
-        for less in differences:
+    for (truth, facet), differences in results.differences.items():
+        for delta in differences:
             yield {
-                **_about(truth), "same": same, "arm": str(less.arm), "against": str(less.base), "n": less.n,
-                "score": results.sweep.score, "pairs": less.pairs, "difference": less.value.value,
-                **_bounds("difference_", less.value), "gain": less.gain.value,
-                **_bounds("gain_", less.gain), "verdict": less.verdict,
+                **_about(truth), "same": facet, "arm": str(delta.arm), "against": str(delta.base),
+                "n": delta.n, "score": results.sweep.score, "pairs": delta.pairs,
+                "difference": delta.value.value,
+                **_bounds("difference_", delta.value), "gain": delta.gain.value,
+                **_bounds("gain_", delta.gain), "verdict": delta.verdict,
             }  # fmt: skip
 
 

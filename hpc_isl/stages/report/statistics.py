@@ -46,11 +46,11 @@ class Design:
 
         The resamples are NaN where one draw alone was made: its luck cannot be told from the arm.
         """
-        keys, unknown = self.common(cells), np.full((RESAMPLES, len(cells)), np.nan)
+        keys, undefined = self.common(cells), np.full((RESAMPLES, len(cells)), np.nan)
         if not keys:
-            return np.full(len(cells), np.nan), unknown
+            return np.full(len(cells), np.nan), undefined
         if len({replicate for _, replicate in keys}) == 1 and any(cell.n != 0 for cell in cells):
-            return self._table(cells, keys).mean(0), unknown
+            return self._table(cells, keys).mean(0), undefined
         if keys == self._all[0] and set(cells) <= set(self._all[1]):
             places = [self._all[1].index(cell) for cell in cells]
             return self._all[2].mean(0)[places], self._all[3][:, places]
@@ -81,12 +81,12 @@ def _resampled(table: Floats, keys: Sequence[Key]) -> Floats:
     return resampled_means(table, nested, seed=SEED)
 
 
-def design(sweep: Sweep, truth: Truth, same: str = "") -> Design:
-    """Returns the main scores against one truth; `same`: of test boxes within, or across, what trained."""
+def design(sweep: Sweep, truth: Truth, facet: str = "") -> Design:
+    """Returns the main scores against one truth; `facet`: of test boxes within, or across, what trained."""
     columns: dict[Cell, dict[Key, float]] = {}
     for element in sweep.elements:
         column = columns.setdefault(element.cell, {})
-        for path, value in _paths(sweep, element, truth, same):
+        for path, value in _paths(sweep, element, truth, facet):
             column[path, element.replicate] = value
     for cell, column in columns.items():
         if cell.n == 0 and len({replicate for _, replicate in column}) == 1:
@@ -100,25 +100,25 @@ def design(sweep: Sweep, truth: Truth, same: str = "") -> Design:
 
 
 def _paths(
-    sweep: Sweep, element: Element, truth: Truth, same: str
+    sweep: Sweep, element: Element, truth: Truth, facet: str
 ) -> Iterator[tuple[tuple[str, ...], float]]:
     """Yields the path of each test box, from the outermost unit in, and its score where it is a number."""
-    scores = select(element.scores, truth, same).dropna(subset=[sweep.score])
+    scores = select(element.scores, truth, facet).dropna(subset=[sweep.score])
     groups = scores[sweep.group] if sweep.group in scores else [""] * len(scores)
     boxes = scores[BOX].itertuples(index=False)
     for group, (plate, well, *box), value in zip(groups, boxes, scores[sweep.score], strict=True):
         yield (group, f"{plate}/{well}", "/".join(box)), value
 
 
-def select(scores: pd.DataFrame, truth: Truth, same: str = "") -> pd.DataFrame:
+def select(scores: pd.DataFrame, truth: Truth, facet: str = "") -> pd.DataFrame:
     """Returns the rows of scores against one truth, of one facet; "": of all test boxes."""
     rows = scores[(scores.truth == truth.name) & (scores.origin == truth.origin)]
-    return rows[rows.same == same] if same else rows
+    return rows[rows.same == facet] if facet else rows
 
 
-def spreads(sweep: Sweep, truth: Truth, cell: Cell, same: str = "") -> dict[str, Spread]:
+def spreads(sweep: Sweep, truth: Truth, cell: Cell, facet: str = "") -> dict[str, Spread]:
     """Returns mean ± sd of each score over the test boxes and draws of a cell."""
-    scores = select(sweep.scores, truth, same)
+    scores = select(sweep.scores, truth, facet)
     rows = scores[(scores.arm == str(cell.arm)) & (scores.n == cell.n)]
     return {score: spread(rows[score].tolist()) for score in SCORES if len(rows)}
 
@@ -159,11 +159,11 @@ def rivals(sweep: Sweep) -> list[tuple[Arm, Arm]]:
     """
     isl = [arm for arm in sweep.arms if arm.name.endswith("+isl")]
     bases = [arm for arm in sweep.arms if arm not in isl]
-    ours, theirs = ({arm.rest for arm in arms} for arms in (isl, bases))
+    isl_rests, base_rests = ({arm.rest for arm in arms} for arms in (isl, bases))
 
     def alike(arm: Arm, base: Arm) -> bool:
-        alone = (arm.rest not in theirs) + (base.rest not in ours)
-        return arm.rest == base.rest or alone == 1 or not ours & theirs
+        alone = (arm.rest not in base_rests) + (base.rest not in isl_rests)
+        return arm.rest == base.rest or alone == 1 or not isl_rests & base_rests
 
     return [
         (arm, base)
@@ -178,23 +178,23 @@ def differences(sweep: Sweep, scores: Design) -> Iterator[Difference]:
     """Yields the differences at every number of boxes that both arms have, 0 too."""
     for arm, base in rivals(sweep):
         for n in (0, *sweep.counts):
-            ours, theirs = Cell(arm, n), Cell(base, n)
-            if ours in scores.columns and theirs in scores.columns and scores.common([ours, theirs]):
-                yield _difference(scores, ours, theirs)
+            cell, base_cell = Cell(arm, n), Cell(base, n)
+            if cell in scores.columns and base_cell in scores.columns and scores.common([cell, base_cell]):
+                yield _difference(scores, cell, base_cell)
 
 
-def _difference(scores: Design, ours: Cell, theirs: Cell) -> Difference:
-    values, resampled = scores.resampled([ours, theirs])
-    less = resampled[:, 0] - resampled[:, 1]
+def _difference(scores: Design, cell: Cell, base_cell: Cell) -> Difference:
+    values, resampled = scores.resampled([cell, base_cell])
+    deltas = resampled[:, 0] - resampled[:, 1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = less / resampled[:, 1]
+        gains = deltas / resampled[:, 1]
         gain = (values[0] - values[1]) / values[1] if values[1] >= NOTHING else np.nan
     # Some resample has a mean of 0, of which nothing is a share: the gain has no interval.
-    if not (np.isfinite(gain) and np.isfinite(share).all()):
-        share = np.full(len(share), np.nan)
+    if not (np.isfinite(gain) and np.isfinite(gains).all()):
+        gains = np.full(len(gains), np.nan)
     return Difference(
-        ours.arm, theirs.arm, ours.n, interval(float(values[0] - values[1]), less),
-        interval(float(gain), share), len(scores.common([ours, theirs])),
+        cell.arm, base_cell.arm, cell.n, interval(float(values[0] - values[1]), deltas),
+        interval(float(gain), gains), len(scores.common([cell, base_cell])),
     )  # fmt: skip
 
 
@@ -222,9 +222,9 @@ class Saving:
 def savings(sweep: Sweep, scores: Design) -> Iterator[Saving]:
     """Yields the savings at the scores that each arm with ISL reaches, curves taken as rising."""
     for arm, base in rivals(sweep):
-        ours, theirs = _on_curve(sweep, scores, arm), _on_curve(sweep, scores, base)
-        if ours and theirs and scores.common([*ours, *theirs]):
-            yield from _savings(sweep, scores, ours, theirs)
+        arm_cells, base_cells = _on_curve(sweep, scores, arm), _on_curve(sweep, scores, base)
+        if arm_cells and base_cells and scores.common([*arm_cells, *base_cells]):
+            yield from _savings(sweep, scores, arm_cells, base_cells)
 
 
 def _on_curve(sweep: Sweep, scores: Design, arm: Arm) -> list[Cell]:
@@ -235,22 +235,22 @@ def _on_curve(sweep: Sweep, scores: Design, arm: Arm) -> list[Cell]:
     return [cells[objects] for objects in sorted(cells) if objects > 0]
 
 
-def _savings(sweep: Sweep, scores: Design, ours: list[Cell], theirs: list[Cell]) -> Iterator[Saving]:
-    values, resampled = scores.resampled([*ours, *theirs])
-    objects = [[sweep.trained(cell.n, "objects") for cell in cells] for cells in (ours, theirs)]
+def _savings(sweep: Sweep, scores: Design, arm_cells: list[Cell], base_cells: list[Cell]) -> Iterator[Saving]:
+    values, resampled = scores.resampled([*arm_cells, *base_cells])
+    objects = [[sweep.trained(cell.n, "objects") for cell in cells] for cells in (arm_cells, base_cells)]
 
     def factors(means: Floats) -> list[tuple[float, Between]]:
         scores = means.tolist()
-        curve, other = Curve(objects[0], scores[: len(ours)]), Curve(objects[1], scores[len(ours) :])
-        return [(score, saved(curve, other, score)) for score in curve.monotone()]
+        curve, base = Curve(objects[0], scores[: len(arm_cells)]), Curve(objects[1], scores[len(arm_cells) :])
+        return [(score, saved(curve, base, score)) for score in curve.monotone()]
 
     # One draw alone has no resamples.
-    again = [] if np.isnan(resampled).any() else [factors(means) for means in resampled]
-    for place, (cell, (score, factor)) in enumerate(zip(ours, factors(values), strict=True)):
-        known = score >= NOTHING
-        likely = saved_interval([factor[place][1] for factor in again]) if again and known else None
+    resamples = [] if np.isnan(resampled).any() else [factors(means) for means in resampled]
+    for index, (cell, (score, factor)) in enumerate(zip(arm_cells, factors(values), strict=True)):
+        defined = score >= NOTHING
+        likely = saved_interval([factor[index][1] for factor in resamples]) if resamples and defined else None
         yield Saving(
-            cell.arm, theirs[0].arm, cell.n, objects[0][place], score, factor if known else None, likely
+            cell.arm, base_cells[0].arm, cell.n, objects[0][index], score, factor if defined else None, likely
         )
 
 
@@ -274,7 +274,9 @@ class Results:
 
 def results(sweep: Sweep) -> Results:
     """Computes means, differences and savings, each once."""
-    designs = {(truth, same): design(sweep, truth, same) for truth in sweep.truths for same in sweep.facets}
+    designs = {
+        (truth, facet): design(sweep, truth, facet) for truth in sweep.truths for facet in sweep.facets
+    }
     return Results(
         sweep, designs, {key: list(differences(sweep, scores)) for key, scores in designs.items()},
         {truth: list(savings(sweep, designs[truth, ""])) for truth in sweep.truths},

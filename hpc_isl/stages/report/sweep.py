@@ -145,8 +145,8 @@ class Sweep:
             )
             for element in self.elements
         ], ignore_index=True)  # fmt: skip
-        rest = [name for name in map(str, scores) if name not in {*ABOUT, *SCORES}]
-        scores[rest] = scores[rest].fillna("")  # columns of the plate map that some elements lack
+        map_names = [name for name in map(str, scores) if name not in {*ABOUT, *SCORES}]
+        scores[map_names] = scores[map_names].fillna("")  # columns of the plate map that some elements lack
         return scores[[*ABOUT, *(name for name in map(str, scores) if name not in ABOUT)]]
 
     @cached_property
@@ -214,8 +214,8 @@ class Sweep:
 
     def trained(self, n: N, what: str) -> float:
         """Returns boxes or objects at one N: the mean over draws, each counted once for all arms."""
-        own = [element for element in self.elements if element.recipe.n == n]
-        return fmean({(e.replicate, e.recipe.fold): e.trained(what) for e in own}.values())
+        elements = [element for element in self.elements if element.recipe.n == n]
+        return fmean({(e.replicate, e.recipe.fold): e.trained(what) for e in elements}.values())
 
 
 # ---------------------------------------------------------------- arms
@@ -272,19 +272,19 @@ def read_sweep(run: Run) -> Sweep:
     members = run.elements()
     recipes = {member: parse(FinetuneRecipe, read_kept("finetune", member.recipe), str(member.recipe))
                for member in members if member.recipe.is_file()}  # fmt: skip
-    flat = {member: flatten(known.model_dump(mode="json")) for member, known in recipes.items()}
+    flat = {member: flatten(entry.model_dump(mode="json")) for member, entry in recipes.items()}
     usual = _usual_values(recipe, [flat[member] for member in flat if member.name != FINAL])
-    done: list[Element] = []
+    done_elements: list[Element] = []
     missing: dict[str, str] = {}
     for member in members:
         try:
             values = {key: _shown(flat.get(member, {}), key) for key in usual}
-            rest = ", ".join(f"{key}={value}" for key, value in values.items() if value != usual[key])
-            done.append(_element(member, recipes.get(member), rest))
-        except _MissingError as why:
-            missing[member.name] = str(why)
-    final = next((element for element in done if element.run.name == FINAL), None)
-    elements = tuple(element for element in done if element is not final)
+            variant = ", ".join(f"{key}={value}" for key, value in values.items() if value != usual[key])
+            done_elements.append(_element(member, recipes.get(member), variant))
+        except _MissingError as reason:
+            missing[member.name] = str(reason)
+    final = next((element for element in done_elements if element.run.name == FINAL), None)
+    elements = tuple(element for element in done_elements if element is not final)
     if not elements:
         raise UserError(f"report: no element of {run.name!r} is done yet; {len(members)} are not")
     return Sweep(run, recipe, elements, final, missing, tuple(member.name for member in members))
@@ -294,7 +294,7 @@ class _MissingError(Exception):
     """Says why an element is not in the report."""
 
 
-def _element(run: Run, recipe: FinetuneRecipe | None, rest: str) -> Element:
+def _element(run: Run, recipe: FinetuneRecipe | None, variant: str) -> Element:
     try:
         summary = run.summary()
     except (OSError, json.JSONDecodeError):
@@ -316,7 +316,7 @@ def _element(run: Run, recipe: FinetuneRecipe | None, rest: str) -> Element:
         ) from None
     if scores.empty and not unscored:
         raise _MissingError("is done, but scored no test box")
-    return Element(run, recipe, Arm(name, rest), summary.get("figures", {}), scores, boxes)
+    return Element(run, recipe, Arm(name, variant), summary.get("figures", {}), scores, boxes)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -327,12 +327,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_scores(path: Path) -> pd.DataFrame:
     """Returns the scores of an element; earlier versions had fewer of them, and no `same`."""
     table = _read_csv(path)
-    rest = [name for name in table if name not in {*BOX, *LABELS, *SCORES, "objects", "predicted"}]
+    map_columns = [name for name in table if name not in {*BOX, *LABELS, *SCORES, "objects", "predicted"}]
     # A table without a main score is torn: it has to fail here, and not to count as unscored.
     names = [name for name in SCORES if name in table or name in MAIN.values()]
     scores = table[names].replace("", "nan").astype(float).reindex(columns=list(SCORES))
     same = table.get("same", "")
-    return pd.concat([table[[*BOX, "truth", "origin"]].assign(same=same), scores, table[rest]], axis=1)
+    return pd.concat([table[[*BOX, "truth", "origin"]].assign(same=same), scores, table[map_columns]], axis=1)
 
 
 def _state(run: Run) -> str:

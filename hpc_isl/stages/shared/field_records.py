@@ -39,19 +39,19 @@ def gathered_records(run: Path, slug: str) -> dict[str, dict[str, Any]]:
 
 def read_records(run: Path, slug: str) -> dict[str, dict[str, Any]]:
     """Returns `B03-1` -> the record of that field, of all fields of a plate that have one."""
-    own, folder = {}, run / FOLDER / slug
+    own_records, folder = {}, run / FOLDER / slug
     # These first: what is gathered meanwhile is then found in the plate's file, which is written before.
     with suppress(FileNotFoundError):
         for name in os.listdir(folder):
             if name.endswith(".json") and (record := read_json(folder / name)) is not None:
-                own[name.removesuffix(".json")] = record
-    return gathered_records(run, slug) | own
+                own_records[name.removesuffix(".json")] = record
+    return gathered_records(run, slug) | own_records
 
 
 def read_record(run: Path, slug: str, key: FieldKey) -> dict[str, Any] | None:
     """Returns the record of one field; None where it has none."""
-    own = read_json(path := own_file(run, slug, key))
-    return gathered_records(run, slug).get(path.stem) if own is None else own
+    record = read_json(path := own_file(run, slug, key))
+    return gathered_records(run, slug).get(path.stem) if record is None else record
 
 
 def _name(record: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What follows a stage: commands that work on its very plates, and what later stages know of a sweep."""
+"""Commands to type after a stage, for the plates that it used, and what later stages know about a sweep."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def pretrain_line(index: Index) -> str | None:
     label_free = [{"channel": c.name, "plane": "focus"} for c in channels if not c.fluorescent]
     stains = [{"channel": c.name, "plane": "max"} for c in channels if c.fluorescent]
     # First passes that were merged, then the channels of the shipped recipe, then those of the plate.
-    own = [f"sources={written(label_free)}", f"targets={written(stains)}"]
+    plate_keys = [f"sources={written(label_free)}", f"targets={written(stains)}"]
     passes = [_of_passes(index)] if len(index.plate.acquisitions) > 1 else []
-    for keys in (*passes, [], own):
+    for keys in (*passes, [], plate_keys):
         with suppress(UserError):
             recipe = load("pretrain", None, [f"plates={written([str(index.path)])}", *keys])
             assert isinstance(recipe, PretrainRecipe)
@@ -65,13 +65,13 @@ def _of_passes(index: Index) -> list[str]:
         imaged = {
             (field.key.acquisition, name) for field in index.plate for name in names if field.planes(name)
         }
-        first = min((number for number, _ in imaged), default=0)
-        own = [
-            {"channel": name, "plane": plane, "acquisition": first}
+        first_pass = min((number for number, _ in imaged), default=0)
+        roles = [
+            {"channel": name, "plane": plane, "acquisition": first_pass}
             for name in names
-            if (first, name) in imaged
+            if (first_pass, name) in imaged
         ]
-        keys.append(f"{key}={written(own)}")
+        keys.append(f"{key}={written(roles)}")
     return keys
 
 
@@ -115,10 +115,10 @@ def _drafting(study: PlateViews) -> list[str]:
     index = fields[0][0].index
     if not index.plate.channels[index.channel(stain)].fluorescent:
         return []
-    own = [str(key) for plate, key in fields if plate.index is index]
-    spread = own[:: max(1, len(own) // SHOWN)][:SHOWN]
+    field_names = [str(key) for plate, key in fields if plate.index is index]
+    chosen_fields = field_names[:: max(1, len(field_names) // SHOWN)][:SHOWN]
     keys = [word("plate", str(index.path)), word("labels", "drafted"), word("channel", stain)]
-    return [" ".join(["annotate draft", *keys, word("fields", spread)])]
+    return [" ".join(["annotate draft", *keys, word("fields", chosen_fields)])]
 
 
 def after_finetuning(plates: Sequence[Path]) -> str:
@@ -145,10 +145,10 @@ def model_run(folder: Path) -> Run:
     if trains and not (run.model / CONTRACT).exists():
         name = f"{folder.name}/{FINAL}" if members else folder.name
         if run.summary() is None:
-            done = [other.name for other in members.values() if (other.model / CONTRACT).exists()]
-            other = f", or take an element that is done: 'model={folder.name}/{done[-1]}'" if done else ""
+            done = [element.name for element in members.values() if (element.model / CONTRACT).exists()]
+            hint = f", or take an element that is done: 'model={folder.name}/{done[-1]}'" if done else ""
             raise UserError(
-                f"model={name}: it has not ended, so there is no model yet: resume {folder.name}{other}"
+                f"model={name}: it has not ended, so there is no model yet: resume {folder.name}{hint}"
             )
         raise UserError(
             f"model={name}: nothing was learnt (n=0), so it has no model of its own; name the pretrained "

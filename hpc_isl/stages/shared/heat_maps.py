@@ -66,9 +66,9 @@ def draw_plates(plates: Sequence[PlateValues], title: str, unit: str, path: Path
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    deep, wide = max(len(plate.rows) for plate in plates), max(len(plate.columns) for plate in plates)
-    well = WELL.get(deep * wide, 0.15 if deep * wide > 384 else 0.5)
-    width, height = wide * well + 0.5, deep * well + 0.65  # inches, with letters and numbers
+    rows, columns = max(len(plate.rows) for plate in plates), max(len(plate.columns) for plate in plates)
+    well = WELL.get(rows * columns, 0.15 if rows * columns > 384 else 0.5)
+    width, height = columns * well + 0.5, rows * well + 0.65  # inches, with letters and numbers
     across = max(1, min(len(plates), int(15 / width)))
     down = -(-len(plates) // across)
     size = (max(4.2, across * width + 1.1), down * height + 0.55)
@@ -101,8 +101,8 @@ def ticks(plates: Sequence[PlateValues]) -> Locator:
 
 def limits(plates: Sequence[PlateValues], unit: str) -> tuple[float, float]:
     """Returns the lowest and the highest value of all plates; amounts of objects begin at 0."""
-    known = [value for plate in plates for value in plate.known.values()]
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    values = [value for plate in plates for value in plate.known.values()]
+    low, high = min(values, default=0.0), max(values, default=1.0)
     if unit in FROM_ZERO:
         return min(low, 0.0), high if high > 0 else 1.0
     return (low, high) if high > low else (low - 0.5, high + 0.5)
@@ -124,8 +124,8 @@ def draw_plate(axis: Axes, plate: PlateValues, scale: Any, numbered: bool = True
         for y, row in enumerate(plate.rows)
         for x, column in enumerate(plate.columns)
     }  # fmt: skip
-    known = plate.known
-    colors = [scale.to_rgba(known[well]) if well in known else MISSING for well in wells]
+    values = plate.known
+    colors = [scale.to_rgba(values[well]) if well in values else MISSING for well in wells]
     # One collection: thousands of patches of their own take seconds.
     squares = [Rectangle((x - 0.46, y - 0.46), 0.92, 0.92) for x, y in wells.values()]
     widths = [1.2 if well in plate.partial else 0 for well in wells]
@@ -133,8 +133,8 @@ def draw_plate(axis: Axes, plate: PlateValues, scale: Any, numbered: bool = True
     if numbered and len(wells) <= NUMBERED:
         style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5}
         for (well, (x, y)), color in zip(wells.items(), colors, strict=True):
-            if well in known:
-                text = axis.text(x, y, short(known[well]), color=ink_on(to_rgb(color)), **style)
+            if well in values:
+                text = axis.text(x, y, short(values[well]), color=ink_on(to_rgb(color)), **style)
                 # The layout would measure each of a thousand texts.
                 text.set_in_layout(False)
     axis.set_xlim(-0.6, len(plate.columns) - 0.4)
@@ -210,7 +210,7 @@ def page_of(
             "fields failed.", class_="about"),
         tag("div", *[tag("p", line) for line in headline], class_="headline"),
     ]  # fmt: skip
-    parts += [tag("section", tag("h2", one.title), *drawn(one, hover)) for one in heat_maps]
+    parts += [tag("section", tag("h2", heat_map.title), *drawn(heat_map, hover)) for heat_map in heat_maps]
     if agreement is not None:
         png, caption = agreement
         parts += [tag("h2", "Compared with the reference labels"), picture(png, caption, caption, 480)]
@@ -230,21 +230,21 @@ def drawn(heat_map: HeatMap, hover: Sequence[Mapping[str, str]]) -> Iterator[Htm
 
 
 def _plate(plate: PlateValues, texts: Mapping[str, str], scale: tuple[float, float], title: str) -> Html:
-    deep, wide = len(plate.rows), len(plate.columns)
-    edge = EDGES.get(deep * wide, max(6, MOST // (wide + 1)))
-    known, step = plate.known, -(-16 // edge)  # where wells are small not all rows and columns are named
+    rows, columns = len(plate.rows), len(plate.columns)
+    edge = EDGES.get(rows * columns, max(6, MOST // (columns + 1)))
+    values, step = plate.known, -(-16 // edge)  # where wells are small not all rows and columns are named
     parts = [
-        _text(int(plate.columns[x]), LEFT + (x + 0.5) * edge, TOP - 6) for x in range(0, wide, step)
+        _text(int(plate.columns[x]), LEFT + (x + 0.5) * edge, TOP - 6) for x in range(0, columns, step)
     ]  # fmt: skip
-    parts += [_text(plate.rows[y], LEFT - 12, TOP + (y + 0.5) * edge + 4) for y in range(0, deep, step)]
+    parts += [_text(plate.rows[y], LEFT - 12, TOP + (y + 0.5) * edge + 4) for y in range(0, rows, step)]
     for y, row in enumerate(plate.rows):
         for x, column in enumerate(plate.columns):
             well = f"{row}{column}"
-            square = _well(known.get(well), scale, edge, deep * wide <= NUMBERED, well in plate.partial)
+            square = _well(values.get(well), scale, edge, rows * columns <= NUMBERED, well in plate.partial)
             shift = f"translate({LEFT + x * edge},{TOP + y * edge})"
             text = tag("title", texts.get(well, f"{well}: not imaged"))
             parts.append(tag("g", text, *square, transform=shift))
-    width, height = LEFT + wide * edge + 4, TOP + deep * edge + 4
+    width, height = LEFT + columns * edge + 4, TOP + rows * edge + 4
     attributes = {
         "role": "img", "aria-label": f"{title}, plate {plate.title}" if plate.title else title,
         "viewBox": f"0 0 {width} {height}", "width": width, "height": height,

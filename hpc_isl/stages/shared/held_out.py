@@ -95,7 +95,7 @@ def quick_scores(
     gathered = world.gather((stopping(), scores))
     if any(stopped for stopped, _ in gathered):
         return None
-    columns = list(zip(*(row for _, own in gathered for row in own), strict=True))
+    columns = list(zip(*(row for _, rank_scores in gathered for row in rank_scores), strict=True))
     if not columns:
         return {"pcc": float("nan"), "mae": float("nan")}
     means = dict(zip(("pcc", "mae", "loss"), map(mean, columns), strict=False))
@@ -136,9 +136,9 @@ def score(predicted: FieldPrediction, labels: str | None) -> list[Row]:
             row[CONSTANT] = 1
         image = plate.index.image(image_key(key, role))
         if labels is not None and labels in label_names(image):
-            drawn = labels_in(image, labels, plate.level(key), time)
-            own = shifted(predicted.seen, plate.shift(key, image_key(key, role)))
-            by_object = pcc_by_object(pixels, target, drawn[own])
+            label_image = labels_in(image, labels, plate.level(key), time)
+            box = shifted(predicted.seen, plate.shift(key, image_key(key, role)))
+            by_object = pcc_by_object(pixels, target, label_image[box])
             row |= {"objects": len(by_object), "pcc_objects": mean(by_object.values())}
         rows.append(row | plate.plate_map(key))
     return rows
@@ -191,12 +191,12 @@ def main_scores(rows: Sequence[Row]) -> dict[str, float]:
 def by_plate_map(study: PlateViews, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns column -> value -> figures, for each plate map column that groups the scored wells."""
     columns = {name for index in study.indices for line in index.plate_map.values() for name in line}
-    grouped: dict[str, dict[str, dict[str, Any]]] = {}
+    by_column: dict[str, dict[str, dict[str, Any]]] = {}
     for column in sorted(columns):
         values = sorted({row.get(column, "") for row in rows} - {""})
         if 1 < len(values) <= MOST_GROUPS:
-            grouped[column] = {v: figures([r for r in rows if r.get(column) == v]) for v in values}
-    return grouped
+            by_column[column] = {v: figures([r for r in rows if r.get(column) == v]) for v in values}
+    return by_column
 
 
 def mean(values: Iterable[float]) -> float:

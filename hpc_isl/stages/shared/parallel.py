@@ -21,13 +21,13 @@ def in_parallel(
 ) -> Iterator[Outcome]:
     """Does work for each task in parallel; yields outcomes as they come, and begins none after `stopping`.
 
-    `work`: a function at the top of a module, for each process imports it.
+    `work`: a function at the top of a module, because each process imports it.
     """
     processes = min(processes, len(tasks))
     if processes < 2:
         yield from map(work, takewhile(lambda task: not stopping.is_set(), tasks))
         return
-    others = set(multiprocessing.active_children())
+    other_processes = set(multiprocessing.active_children())
     # Processes are spawned, because a forked one would inherit threads that hold locks.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_process)
     try:
@@ -37,12 +37,12 @@ def in_parallel(
             raise BrokenProcessPool(str(error)) from None
         for future in as_completed(futures):
             if stopping.is_set():  # those that have not begun are taken back, so that the stop is soon
-                for other in futures:
-                    other.cancel()
+                for open_future in futures:
+                    open_future.cancel()
             if not future.cancelled():
                 yield future.result()
     except BrokenProcessPool:
-        for process in set(multiprocessing.active_children()) - others:
+        for process in set(multiprocessing.active_children()) - other_processes:
             process.kill()  # the pool asks them with SIGTERM, which they ignore, and would wait for ever
         raise RuntimeError(
             "a process was ended from outside, perhaps because memory ran out; "

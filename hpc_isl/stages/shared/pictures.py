@@ -81,19 +81,19 @@ def _draw_row(axes: list[Axes], example: Example) -> None:
         axis.imshow(plane, cmap=colors, vmin=limits[0], vmax=limits[1], interpolation="nearest")
         axis.set_title(title, fontsize=9, color=INK, loc="left")
 
-    for place, (axis, plane) in enumerate(zip(axes, example.sources, strict=False)):
-        title = f"{'' if place else example.title}\n{example.source_names[place]}"
+    for number, (axis, plane) in enumerate(zip(axes, example.sources, strict=False)):
+        title = f"{'' if number else example.title}\n{example.source_names[number]}"
         show(axis, plane, _limits(plane, 0.5, 99.5), title, "gray")
     _scale_bar(axes[0], example.sources.shape[1:], example.pixel_um)
-    rest = axes[len(example.sources) :]
-    for place, prediction in enumerate(example.prediction):
+    target_axes = axes[len(example.sources) :]
+    for number, prediction in enumerate(example.prediction):
         # Both on the range of the truth: a prediction too dark is seen to be.
-        truth = None if example.targets is None else example.targets[place]
+        truth = None if example.targets is None else example.targets[number]
         limits = _limits(prediction if truth is None else truth, 1, 99.8)
         if truth is not None:
-            show(rest[2 * place], truth, limits, f"\n{example.target_names[place]}")
-        score = f"PCC {example.pccs[place]:.2f} in the whole field" if example.pccs else "no stain"
-        show(rest[2 * place + 1], prediction, limits, f"predicted\n{score}")
+            show(target_axes[2 * number], truth, limits, f"\n{example.target_names[number]}")
+        score = f"PCC {example.pccs[number]:.2f} in the whole field" if example.pccs else "no stain"
+        show(target_axes[2 * number + 1], prediction, limits, f"predicted\n{score}")
 
 
 def _limits(plane: NDArray[Any], low: float, high: float) -> tuple[float, float]:
@@ -140,11 +140,11 @@ def _scale_bar(axis: Axes, shape: tuple[int, ...], pixel_um: float | None) -> No
     axis.text(left + width / 2, top - 0.01 * y, f"{length:g} µm", color="white", fontsize=8, ha="center")
 
 
-def round_length(about: float) -> float:
-    """Returns the greatest of 1, 2, 5, 10, 20, 50, … (and their tenths, …) that is not above `about`."""
-    decade = 10.0 ** np.floor(np.log10(about))
+def round_length(limit: float) -> float:
+    """Returns the greatest of 1, 2, 5, 10, 20, 50, … (and their tenths, …) that is not above `limit`."""
+    decade = 10.0 ** np.floor(np.log10(limit))
     # The tolerance is for lengths that are round already, but for a rounding error.
-    return float(max(step * decade for step in (1, 2, 5) if step * decade <= about * 1.0001))
+    return float(max(step * decade for step in (1, 2, 5) if step * decade <= limit * 1.0001))
 
 
 def draw_training(lines: Iterable[Mapping[str, Any]], path: Path, loss: str) -> None:
@@ -176,9 +176,9 @@ def training_figure(lines: Iterable[Mapping[str, Any]], loss: str) -> Figure:
         mark = "o" if len(points) < 50 else ""
         axis.plot(list(points), list(points.values()), color=color, lw=1.4, marker=mark, ms=3, label=label)
 
-    def label(axis: Axes, title: str, measured: str) -> None:
+    def label(axis: Axes, title: str, quantity: str) -> None:
         axis.set_title(title, fontsize=10, color=INK, loc="left")
-        axis.set_ylabel(measured, fontsize=9)
+        axis.set_ylabel(quantity, fontsize=9)
         axis.set_xlabel("step", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -254,8 +254,10 @@ def join(parts: Iterable[object]) -> Html:
 def tag(element: str, *inside: object, **attributes: object) -> Html:
     """Returns an element, as in `tag("p", "a < b", class_="about")`."""
     # `class` is a word of Python: callers write class_.
-    given = "".join(f' {name.rstrip("_")}="{escape(str(value))}"' for name, value in attributes.items())
-    return Html(f"<{element}{given}>{''.join(map(safe, inside))}</{element}>")
+    attribute_text = "".join(
+        f' {name.rstrip("_")}="{escape(str(value))}"' for name, value in attributes.items()
+    )
+    return Html(f"<{element}{attribute_text}>{''.join(map(safe, inside))}</{element}>")
 
 
 def picture(png: bytes, alt: str, caption: object, width: int | None = None) -> Html:
@@ -270,17 +272,18 @@ def table(
     header: Sequence[str], rows: Iterable[Sequence[object]], caption: object, numbers: Iterable[int] = ()
 ) -> Html:
     """Returns a table; `numbers`: the columns that hold numbers, which are right-aligned."""
-    right = set(numbers)
+    right_aligned = set(numbers)
 
     def line(kind: str, cells: Sequence[object]) -> Html:
-        marked = [
-            tag(kind, cell, **({"class_": "number"} if at in right else {})) for at, cell in enumerate(cells)
+        marked_cells = [
+            tag(kind, cell, **({"class_": "number"} if column in right_aligned else {}))
+            for column, cell in enumerate(cells)
         ]
-        return tag("tr", *marked)
+        return tag("tr", *marked_cells)
 
     body = join(line("td", row) for row in rows)
-    whole = tag("table", tag("caption", caption), tag("thead", line("th", header)), tag("tbody", body))
-    return tag("div", whole, class_="wide")
+    content = tag("table", tag("caption", caption), tag("thead", line("th", header)), tag("tbody", body))
+    return tag("div", content, class_="wide")
 
 
 def page(title: str, body: Html) -> str:

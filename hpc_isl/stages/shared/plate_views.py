@@ -148,13 +148,13 @@ def expanded(plates: Sequence[Path]) -> list[Path]:
     """Returns absolute paths with globs expanded; of several paths to one plate, the first."""
     # By device and inode: links and relative paths may lead to one plate.
     paths: dict[object, Path] = {}
-    for given in plates:
-        path = given.expanduser().absolute()
+    for pattern in plates:
+        path = pattern.expanduser().absolute()
         matches = [path]
         if not path.exists() and glob.has_magic(str(path)):
             matches = sorted(Path(match) for match in glob.glob(str(path)))
             if not matches:
-                raise UserError(f"plates: nothing is called {given}")
+                raise UserError(f"plates: nothing is called {pattern}")
         for match in matches:
             # An adopted plate and the folder beside it, which holds its index, are one plate.
             paths.setdefault(identity(home_of(match)), match)

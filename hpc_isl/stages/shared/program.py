@@ -150,15 +150,15 @@ def train(
     model.mkdir(parents=True)
     with _scratch(scratch) as folder:
         images, labels = folder / "images", folder / "labels"
-        for number, (image, drawn) in enumerate(pairs):
+        for number, (image, label_image) in enumerate(pairs):
             _write(images / _file(number), _shown(image))
-            numbered = drop_small(drawn, 0)[0]  # from 1 on, so that 16 bits are enough for most images
+            numbered = drop_small(label_image, 0)[0]  # from 1 on, so that 16 bits are enough for most images
             _write(labels / _file(number), numbered.astype(np.uint16) if numbered.max() < 2**16 else numbered)
-        places = {"images": images, "labels": labels, "model": model, "seed": seed % 2**31}
-        printed = _call(program, "train", program.train, places, folder, stopping)
+        slots = {"images": images, "labels": labels, "model": model, "seed": seed % 2**31}
+        output = _call(program, "train", program.train, slots, folder, stopping)
     if not any(model.iterdir()):
         raise UserError(f"{_name(program)}train: ended well, and has written nothing into {{model}}")
-    return printed
+    return output
 
 
 def predict(
@@ -176,16 +176,16 @@ def predict(
         ProgramStopped: it was ended.
     """
     with _scratch(scratch) as folder:
-        places = {name: folder / name for name in ("images", "model", "out")}
-        for place in places.values():
-            place.mkdir()
+        folders = {name: folder / name for name in ("images", "model", "out")}
+        for subfolder in folders.values():
+            subfolder.mkdir()
         shapes = {}
         for number, image in enumerate(images):
             shapes[_file(number)] = image.shape[1:]
-            _write(places["images"] / _file(number), _shown(image))
-        given = places | ({"model": model} if model else {})
-        _call(program, "predict", program.predict, given, folder, stopping)
-        return list(_labels(program, shapes, places["out"]))
+            _write(folders["images"] / _file(number), _shown(image))
+        slots = folders | ({"model": model} if model else {})
+        _call(program, "predict", program.predict, slots, folder, stopping)
+        return list(_labels(program, shapes, folders["out"]))
 
 
 @contextmanager
@@ -216,61 +216,61 @@ def _labels(program: CommandRecipe, shapes: Mapping[str, tuple[int, ...]], out: 
     """Yields the labels that a program has written, in the order of its images."""
     from hpc_isl.objects.draft_labels import drop_small
 
-    begin = f"{_name(program)}predict"
+    prefix = f"{_name(program)}predict"
     written = {path.name for path in out.glob("*.tif")}
     if written != shapes.keys():
-        absent, more = sorted(shapes.keys() - written), sorted(written - shapes.keys())
-        wrong = f"{absent[0]} is missing" if absent else f"{more[0]} belongs to no image"
-        others = sorted(path.name for path in out.iterdir() if path.suffix != ".tif")
-        named = f"; it has written {', '.join(others[:3])}" if absent and others else ""
+        absent, extra_names = sorted(shapes.keys() - written), sorted(written - shapes.keys())
+        problem = f"{absent[0]} is missing" if absent else f"{extra_names[0]} belongs to no image"
+        other_names = sorted(path.name for path in out.iterdir() if path.suffix != ".tif")
+        other_text = f"; it has written {', '.join(other_names[:3])}" if absent and other_names else ""
         raise UserError(
-            f"{begin}: ended well, with {len(written)} label images in {{out}} for {len(shapes)} images: "
-            f"{wrong}{named}"
+            f"{prefix}: ended well, with {len(written)} label images in {{out}} for {len(shapes)} images: "
+            f"{problem}{other_text}"
         )
     for name, shape in shapes.items():
-        labels = _read(f"{begin}: {name}", out / name)
+        labels = _read(f"{prefix}: {name}", out / name)
         if labels.dtype.kind not in "iub":
             raise UserError(
-                f"{begin}: {name} holds {labels.dtype}; labels are whole numbers, 0 the background"
+                f"{prefix}: {name} holds {labels.dtype}; labels are whole numbers, 0 the background"
             )
         if labels.shape != shape:
-            raise UserError(f"{begin}: {name} has the shape {labels.shape}, and its image {shape} (y, x)")
+            raise UserError(f"{prefix}: {name} has the shape {labels.shape}, and its image {shape} (y, x)")
         if labels.size and labels.min() < 0:
-            raise UserError(f"{begin}: {name} holds {labels.min()}; labels are 0, 1, 2, …, none is negative")
+            raise UserError(f"{prefix}: {name} holds {labels.min()}; labels are 0, 1, 2, …, none is negative")
         # Numbers may be anything up to 2^64: no table may be as long as the largest.
         values, numbered = np.unique(labels, return_inverse=True)
         numbered = numbered.reshape(shape) + int(values[0] != 0)
         yield drop_small(numbered, 0)[0]
 
 
-def _read(what: str, path: Path) -> AnyLabels:
+def _read(subject: str, path: Path) -> AnyLabels:
     import tifffile
 
     try:
         return np.asarray(tifffile.imread(path))
     except Exception as error:  # tifffile raises all kinds of errors for damaged files
-        raise UserError(f"{what} cannot be read as TIFF: {error}") from None
+        raise UserError(f"{subject} cannot be read as TIFF: {error}") from None
 
 
 # ---------------------------------------------------------------- one call
 
 
 def _call(
-    program: CommandRecipe, name: str, command: Sequence[str], places: Mapping[str, object], folder: Path,
+    program: CommandRecipe, name: str, command: Sequence[str], slots: Mapping[str, object], folder: Path,
     stopping: threading.Event | None,
 ) -> str:  # fmt: skip
     """Runs a command to its end, within its time; returns the last lines that it has printed."""
-    argv = [_filled(argument, places) for argument in command]
+    argv = [_filled(argument, slots) for argument in command]
     if missing(program, argv):
         raise UserError(
             f"{_name(program)}{name}: {argv[0]}: there is no such program on {os.uname().nodename}; give its "
             "whole path, or a PATH in env"
         )
-    guarded = [sys.executable, "-I", "-S", "-c", DIES_WITH_CALLER, str(os.getpid()), *argv]
+    guarded_argv = [sys.executable, "-I", "-S", "-c", DIES_WITH_CALLER, str(os.getpid()), *argv]
     deadline = time.monotonic() + program.time_limit_s
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as errors:
         process = subprocess.Popen(
-            guarded, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=_environment(program),
+            guarded_argv, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=_environment(program),
             cwd=folder, start_new_session=True,
         )  # fmt: skip
         try:
@@ -290,11 +290,11 @@ def _call(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if code := process.returncode:
-        known = {own.value: own.name for own in signal.Signals}
-        how = f"failed with exit code {code}"
+        signal_names = {entry.value: entry.name for entry in signal.Signals}
+        ending = f"failed with exit code {code}"
         if code < 0:
-            how = f"was ended by {known.get(-code, f'signal {-code}')}"
-        raise UserError(f"{_name(program)}{name}: {how}{_printed(folder)}")
+            ending = f"was ended by {signal_names.get(-code, f'signal {-code}')}"
+        raise UserError(f"{_name(program)}{name}: {ending}{_printed(folder)}")
     return _printed(folder)
 
 
@@ -303,10 +303,10 @@ def _environment(program: CommandRecipe) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in OWN_PYTHON} | program.env
 
 
-def _filled(argument: str, places: Mapping[str, object]) -> str:
+def _filled(argument: str, slots: Mapping[str, object]) -> str:
     # By name, not by str.format: other braces, as of JSON, are the program's own.
-    for place, value in places.items():
-        argument = argument.replace(f"{{{place}}}", str(value))
+    for name, value in slots.items():
+        argument = argument.replace(f"{{{name}}}", str(value))
     return argument
 
 

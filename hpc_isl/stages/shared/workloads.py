@@ -51,10 +51,10 @@ def megapixels(fields: Iterable[PlateField]) -> float:
 @contextmanager
 def ended_after(attempt: Attempt, seconds: float) -> Iterator[None]:
     """Asks the attempt to stop so long after its first unit of work was done; withdraws that at the end."""
-    left = threading.Event()
+    block_ended = threading.Event()
 
     def watch() -> None:
-        while not left.wait(0.05):
+        while not block_ended.wait(0.05):
             if attempt.clock.lasted_s > seconds:
                 attempt.stopping.set()
 
@@ -63,6 +63,6 @@ def ended_after(attempt: Attempt, seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        left.set()
+        block_ended.set()
         thread.join()
         attempt.stopping.clear()

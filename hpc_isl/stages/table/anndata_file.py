@@ -50,13 +50,13 @@ def about_features(names: Sequence[str]) -> pd.DataFrame:
     """Returns a row for each feature: its group and unit, empty where it has none, or that is not known."""
     rows = []
     for name in names:
-        plain = name.removeprefix(MEDIAN)
-        own = plain.removeprefix(CYTOPLASM)
-        group = next((group for group, pattern in GROUPS.items() if re.fullmatch(pattern, own)), "")
-        unit = "counts" if COUNTS.search(own) else "1/mm2" if own == "objects_per_mm2" else ""
-        if match := UNIT.search(own):
+        feature = name.removeprefix(MEDIAN)
+        base_name = feature.removeprefix(CYTOPLASM)
+        group = next((group for group, pattern in GROUPS.items() if re.fullmatch(pattern, base_name)), "")
+        unit = "counts" if COUNTS.search(base_name) else "1/mm2" if base_name == "objects_per_mm2" else ""
+        if match := UNIT.search(base_name):
             unit = match[1]
-        rows.append({"group": "cytoplasm" if own != plain else group, "unit": unit})
+        rows.append({"group": "cytoplasm" if base_name != feature else group, "unit": unit})
     return pd.DataFrame(rows, [*names], ["group", "unit"])
 
 
@@ -77,18 +77,18 @@ def write_rows(
     """
     from anndata.io import write_elem
 
-    about, features = _parted([str(name) for name in rows], plates)
+    metadata_names, features = _parted([str(name) for name in rows], plates)
     layers = {"raw": rows, "normalised": relative} if relative is not None else {}
     with _file(path) as file:
         write_elem(file, "X", _matrix(relative if in_place and relative is not None else rows, features))
-        write_elem(file, "layers", {name: _matrix(own, features) for name, own in layers.items()})
-        _finish(file, _obs(rows, about), features, facts)
+        write_elem(file, "layers", {name: _matrix(layer, features) for name, layer in layers.items()})
+        _finish(file, _obs(rows, metadata_names), features, facts)
     return len(rows)
 
 
 def write_objects(path: Path, objects: ObjectRows, facts: Mapping[str, Any]) -> int:
     """Writes a row for each object that counts; returns their number. Features pass through in parts."""
-    about, features = _parted(objects.schema.names, objects.plates)
+    metadata_names, features = _parted(objects.schema.names, objects.plates)
     parts: list[pd.DataFrame] = []
     with _file(path) as file:
         shape = (0, len(features))
@@ -101,9 +101,9 @@ def write_objects(path: Path, objects: ObjectRows, facts: Mapping[str, Any]) -> 
             rows = part.to_pandas()
             matrix.resize(len(matrix) + len(rows), axis=0)
             matrix[len(matrix) - len(rows) :] = _matrix(rows, features)
-            parts.append(rows[[*about]])
+            parts.append(rows[[*metadata_names]])
         # Texts of all parts are few, and are kept once.
-        obs = _obs(pd.concat(parts) if parts else pd.DataFrame(columns=[*about]), about)
+        obs = _obs(pd.concat(parts) if parts else pd.DataFrame(columns=[*metadata_names]), metadata_names)
         _finish(file, obs, features, facts)
     return len(obs)
 
@@ -111,14 +111,14 @@ def write_objects(path: Path, objects: ObjectRows, facts: Mapping[str, Any]) -> 
 def _parted(columns: Sequence[str], plates: Sequence[SegmentedPlate]) -> tuple[dict[str, str], list[str]]:
     """Returns the columns about a row with their names in `obs`, and those that are features."""
     names = profiles.pycytominer_names(columns, plates[0].kind, mapped_columns(plates))
-    about = {column: name for column, name in names.items() if name.startswith("Metadata_")}
-    return about, [column for column in columns if column not in about]
+    metadata_names = {column: name for column, name in names.items() if name.startswith("Metadata_")}
+    return metadata_names, [column for column in columns if column not in metadata_names]
 
 
-def _obs(rows: pd.DataFrame, about: Mapping[str, str]) -> pd.DataFrame:
-    """Returns what is known of each row, named by its plate, well, field, …"""
+def _obs(rows: pd.DataFrame, metadata_names: Mapping[str, str]) -> pd.DataFrame:
+    """Returns all that is known about each row, which is named by its plate, well, field, …"""
     places = zip(*(rows[name] for name in NAMED_BY if name in rows), strict=True)
-    obs = rows[[*about]].rename(columns=dict(about))
+    obs = rows[[*metadata_names]].rename(columns=dict(metadata_names))
     obs.index = pd.Index(["_".join(map(str, place)) for place in places])
     texts = [name for name in obs if obs[name].dtype == object]
     return obs.astype(dict.fromkeys(texts, "category"))

@@ -26,23 +26,23 @@ Place = tuple[str, str, str]
 
 def quality_section(plates: Sequence[SegmentedPlate], by_rule: Mapping[str, Exclusions]) -> Html:
     """Returns the part of a page that shows what was left out, and a random sample of what was kept."""
-    out = [(place, rule, reason) for rule, own in by_rule.items() for place, reason in own.items()]
-    places = {place for place, _, _ in out}
-    kept = [place for plate in plates for place in _kept(plate) if place not in places]
-    chosen = stream(0, "kept", len(kept)).permutation(len(kept))[:PICTURES]
+    left_out = [(place, rule, reason) for rule, fields in by_rule.items() for place, reason in fields.items()]
+    places = {place for place, _, _ in left_out}
+    kept_fields = [place for plate in plates for place in _kept(plate) if place not in places]
+    sample_numbers = stream(0, "kept", len(kept_fields)).permutation(len(kept_fields))[:PICTURES]
     # As many of each rule: of a rule that leaves much out, few pictures tell all.
-    shown = _spread([[place for place, rule, _ in out if rule == name] for name in by_rule])
-    rules = {place: rule for place, rule, _ in out}
+    shown_fields = _spread([[place for place, rule, _ in left_out if rule == name] for name in by_rule])
+    rules = {place: rule for place, rule, _ in left_out}
     parts: list[object] = [tag("h2", "Fields that are left out, and some that are kept")]
-    if out:
-        lines = [(*place, rule, reason) for place, rule, reason in out[:LISTED]]
-        caption = f"Left out: {len(out):,}. All are in left_out_fields.csv."
-        parts += _drawn(plates, {place: rules[place] for place in shown}, "Fields that are left out.")
+    if left_out:
+        lines = [(*place, rule, reason) for place, rule, reason in left_out[:LISTED]]
+        caption = f"Left out: {len(left_out):,}. All are in left_out_fields.csv."
+        parts += _drawn(plates, {place: rules[place] for place in shown_fields}, "Fields that are left out.")
         parts.append(table(("plate", "well", "field", "rule", "reason"), lines, caption))
     else:
         parts.append(tag("p", "No field is left out."))
-    sample = {kept[number]: "" for number in sorted(chosen)}
-    parts += _drawn(plates, sample, f"A random sample of the {len(kept):,} fields that are kept.")
+    sample = {kept_fields[number]: "" for number in sorted(sample_numbers)}
+    parts += _drawn(plates, sample, f"A random sample of the {len(kept_fields):,} fields that are kept.")
     return join(parts)
 
 
@@ -54,18 +54,18 @@ def _kept(plate: SegmentedPlate) -> list[Place]:
 def _spread(groups: Sequence[Sequence[Place]]) -> list[Place]:
     """Returns up to as many places as are drawn, the first of each group first."""
     longest = max(map(len, groups), default=0)
-    turns = [group[turn] for turn in range(longest) for group in groups if turn < len(group)]
-    return turns[:PICTURES]
+    interleaved = [group[turn] for turn in range(longest) for group in groups if turn < len(group)]
+    return interleaved[:PICTURES]
 
 
 def _drawn(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption: str) -> list[Html]:
     """Returns a picture of these fields; none of those whose plate has gone."""
-    known = {plate.name: plate for plate in plates}
-    indices = {name: _opened(known[name]) for name in dict.fromkeys(place[0] for place in texts)}
+    plate_by_name = {plate.name: plate for plate in plates}
+    indices = {name: _opened(plate_by_name[name]) for name in dict.fromkeys(place[0] for place in texts)}
     images = {}
     for place in texts:
         index = indices[place[0]]
-        if index is not None and (pixels := _pixels(known[place[0]], index, place)) is not None:
+        if index is not None and (pixels := _pixels(plate_by_name[place[0]], index, place)) is not None:
             images[place] = pixels
     if not images:
         return [tag("p", f"{caption} The plates are not where they were: no pictures.")] if texts else []
@@ -89,17 +89,17 @@ def _opened(plate: SegmentedPlate) -> Index | None:
 def _pixels(plate: SegmentedPlate, index: Index, place: Place) -> NDArray[np.float32] | None:
     """Returns the middle plane of a field's shown channel (y, x), small; None: it cannot be read."""
     images = plate.images
-    own = images[(images.well == place[1]) & (images.field == place[2])].iloc[0]
-    key = FieldKey(place[1], place[2], int(own.acquisition))
+    image = images[(images.well == place[1]) & (images.field == place[2])].iloc[0]
+    key = FieldKey(place[1], place[2], int(image.acquisition))
     try:
         channel = index.channel(plate.shown) if plate.shown else 0
-        field, planes = index.field(key), index.planes(key, channel, int(own.time))
+        field, planes = index.field(key), index.planes(key, channel, int(image.time))
         if not planes:
             return None
         level = level_of_at_least(field.shape, index.levels(key), EDGE)
         y, x = (slice(0, -(-length // 2**level)) for length in field.shape[-2:])
         middle = [planes[len(planes) // 2]]
-        stack = read_box(index.image(key), level, int(own.time), channel, middle, y, x)
+        stack = read_box(index.image(key), level, int(image.time), channel, middle, y, x)
     except UserError:
         return None
     return np.asarray(stack[0], np.float32)

@@ -48,10 +48,10 @@ class ObjectRows:
 
 def object_rows(plates: Sequence[SegmentedPlate]) -> ObjectRows:
     """Returns the objects of these plates; none is read yet."""
-    own = pa.unify_schemas([plate.schema for plate in plates], promote_options="permissive")
-    columns = {column.name: column for column in own if column.name != DUPLICATE}
+    merged_schema = pa.unify_schemas([plate.schema for plate in plates], promote_options="permissive")
+    columns = {column.name: column for column in merged_schema if column.name != DUPLICATE}
     mapped = dict.fromkeys(name for plate in plates for name in plate.map_columns)
-    renamed = {name: plate_map_name(name, own.names) for name in mapped}
-    where = [columns.pop(name) for name in ("plate", "well") if name in columns]
-    about = [pa.field(name, pa.string()) for name in renamed.values()]
-    return ObjectRows(plates, pa.schema([*where, *about, *columns.values()]), renamed)
+    renamed = {name: plate_map_name(name, merged_schema.names) for name in mapped}
+    place_columns = [columns.pop(name) for name in ("plate", "well") if name in columns]
+    map_fields = [pa.field(name, pa.string()) for name in renamed.values()]
+    return ObjectRows(plates, pa.schema([*place_columns, *map_fields, *columns.values()]), renamed)

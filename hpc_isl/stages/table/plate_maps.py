@@ -38,7 +38,7 @@ ABOUT = {
 }
 
 
-def columns_of(asked: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
+def columns_of(names: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
     """Returns the columns of the table of wells that are meant; None: the usual ones.
 
     Raises:
@@ -47,25 +47,25 @@ def columns_of(asked: Sequence[str] | None, wells: pd.DataFrame) -> list[str]:
     numbers = [str(name) for name in wells if _holds_numbers(wells[name])]
     # Totals of wells that lack fields cannot be compared.
     count = PER_FIELD if PER_FIELD in numbers else COUNT
-    if asked is None:
+    if names is None:
         return [name for name in (count, *USUAL) if name in numbers]
     columns = []
-    for name in asked:
-        meant = (count if name == "count" else name, MEDIAN + name)
-        known = [column for column in meant if column in numbers]
-        if not known:
-            legal = ["count", *(column.removeprefix(MEDIAN) for column in numbers)]
-            raise UserError(f"heatmap={name}: no such column of numbers; {nearest(name, legal)}")
-        columns.append(known[0])
+    for name in names:
+        candidates = (count if name == "count" else name, MEDIAN + name)
+        matches = [column for column in candidates if column in numbers]
+        if not matches:
+            valid_names = ["count", *(column.removeprefix(MEDIAN) for column in numbers)]
+            raise UserError(f"heatmap={name}: no such column of numbers; {nearest(name, valid_names)}")
+        columns.append(matches[0])
     return columns
 
 
 def _holds_numbers(values: pd.Series[Any]) -> bool:
     """Returns whether a column holds nothing but numbers, or texts of a plate map that are numbers."""
-    known = values.dropna()
+    present = values.dropna()
     # Times and acquisitions are numbers, but they name images.
     is_key = values.name in ("plate", "well", "time", "acquisition")
-    return not is_key and len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").notna().all())
+    return not is_key and len(present) > 0 and bool(pd.to_numeric(present, errors="coerce").notna().all())
 
 
 def draw(
@@ -77,38 +77,42 @@ def draw(
     Args:
         headline: lines at the top of the page; section: what it ends with.
     """
-    several = [name for name in ("acquisition", "time") if name in wells]
+    image_keys = [name for name in ("acquisition", "time") if name in wells]
     groups = {
-        ", ".join([str(name), *(f"{key} {n}" for key, n in zip(several, numbers, strict=True))]): rows
-        for (name, *numbers), rows in wells.groupby(["plate", *several], sort=False)
+        ", ".join(
+            [str(name), *(f"{key} {number}" for key, number in zip(image_keys, numbers, strict=True))]
+        ): rows
+        for (name, *numbers), rows in wells.groupby(["plate", *image_keys], sort=False)
     }
     # Pictures of hundreds of plates are neither drawn in time nor read: some, spread evenly, are shown.
-    chosen = np.linspace(0, len(groups) - 1, min(len(groups), MOST_MAPS)).round().astype(int)
-    shown = {title: groups[title] for title in np.array(list(groups), object)[chosen]}
+    indices = np.linspace(0, len(groups) - 1, min(len(groups), MOST_MAPS)).round().astype(int)
+    shown_groups = {title: groups[title] for title in np.array(list(groups), object)[indices]}
     layouts = {plate.name: (plate.rows, plate.columns) for plate in plates}
 
-    heat_maps, made = [], dict[str, Path]()
+    heat_maps, outputs = [], dict[str, Path]()
     for column in columns:
-        maps = [_plate_values(title, rows, column, layouts) for title, rows in shown.items()]
+        maps = [_plate_values(title, rows, column, layouts) for title, rows in shown_groups.items()]
         heat_map = HeatMap(_title(column), _about(column), unit_of(column), maps)
         name = "count" if column == COUNT else column
         path = run.pictures / f"plates-{'count' if column == COUNT else slug(column)}.png"
         draw_plates(maps, heat_map.title, heat_map.unit, path)
         heat_maps.append(heat_map)
-        made[f"plates, {name}"] = path
-    lines, compared = [*headline], _draw_agreement(run, wells)
-    if len(shown) < len(groups):
-        lines.append(f"{len(shown)} of {len(groups)} plates (or times of plates) are shown, spread evenly.")
-    if compared is not None:
-        made["counts against the truth"] = compared[0]
-        lines.append(f"Compared with the reference labels: {compared[1]}.")
+        outputs[f"plates, {name}"] = path
+    lines, comparison = [*headline], _draw_agreement(run, wells)
+    if len(shown_groups) < len(groups):
+        lines.append(
+            f"{len(shown_groups)} of {len(groups)} plates (or times of plates) are shown, spread evenly."
+        )
+    if comparison is not None:
+        outputs["counts against the truth"] = comparison[0]
+        lines.append(f"Compared with the reference labels: {comparison[1]}.")
     page = run.pictures / "plates.html"
-    hover = [_hover(rows, columns) for rows in shown.values()]
-    picture = None if compared is None else (compared[0].read_bytes(), compared[1])
+    hover = [_hover(rows, columns) for rows in shown_groups.values()]
+    picture = None if comparison is None else (comparison[0].read_bytes(), comparison[1])
     write_atomic(page, page_of(run.label, lines, heat_maps, hover, picture, section), durable=False)
-    for path in set(run.pictures.glob("plates-*.png")) - set(made.values()):
+    for path in set(run.pictures.glob("plates-*.png")) - set(outputs.values()):
         path.unlink(missing_ok=True)  # of an earlier call: the run may have been resumed since
-    return {"plates, to look at": page, **made}
+    return {"plates, to look at": page, **outputs}
 
 
 def _plate_values(
@@ -124,11 +128,11 @@ def _draw_agreement(run: Run, wells: pd.DataFrame) -> tuple[Path, str] | None:
     """Draws counts of wells over those of the reference labels; returns the path, and figures in words."""
     if "truth_objects" not in wells:
         return None
-    known = wells[wells.truth_objects.notna()]
-    pairs = known[["objects_in_truth_fields", "truth_objects"]].astype(float).to_numpy()
-    trained_on = [False] * len(known)
-    if "training_fields" in known:
-        trained_on = (known.training_fields.fillna(0) > 0).tolist()
+    compared_wells = wells[wells.truth_objects.notna()]
+    pairs = compared_wells[["objects_in_truth_fields", "truth_objects"]].astype(float).to_numpy()
+    trained_on = [False] * len(compared_wells)
+    if "training_fields" in compared_wells:
+        trained_on = (compared_wells.training_fields.fillna(0) > 0).tolist()
     path = run.pictures / "counts.png"
     figures = draw_agreement(pairs, path, run.label, trained_on)
     return path, "; ".join(filter(None, [agreement_text(figures), training_note(trained_on)]))
@@ -166,9 +170,9 @@ def _hover(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, str]:
     texts = {}
     for row in rows[names].astype(object).to_dict("records"):
         # Plate and well, which come first, are in the title and the first line.
-        known = [(name, row[name]) for name in names[2:] if not pd.isna(row[name])]
+        entries = [(name, row[name]) for name in names[2:] if not pd.isna(row[name])]
         formats = {float: ",.4g", int: ","}
-        lines = [f"{name}: {value:{formats.get(type(value), '')}}" for name, value in known]
+        lines = [f"{name}: {value:{formats.get(type(value), '')}}" for name, value in entries]
         texts[row["well"]] = "\n".join([row["well"], *lines])
     return texts
 
@@ -187,14 +191,14 @@ def agreement(counts: ArrayLike) -> dict[str, float]:
         label-free less stain; median_ratio: of label-free over stain, where the stain has any; n: wells. NaN
         where a figure is not defined.
     """
-    ours, theirs = np.array(counts, np.float64).reshape(-1, 2).T
-    figures = dict.fromkeys(("r", "slope", "bias", "median_ratio"), math.nan) | {"n": float(len(ours))}
-    if not len(ours):
+    label_free, stain = np.array(counts, np.float64).reshape(-1, 2).T
+    figures = dict.fromkeys(("r", "slope", "bias", "median_ratio"), math.nan) | {"n": float(len(label_free))}
+    if not len(label_free):
         return figures
-    figures["bias"] = float(np.mean(ours - theirs))
-    if (theirs > 0).any():
-        figures["median_ratio"] = float(np.median(ours[theirs > 0] / theirs[theirs > 0]))
-    a, b = ours - ours.mean(), theirs - theirs.mean()
+    figures["bias"] = float(np.mean(label_free - stain))
+    if (stain > 0).any():
+        figures["median_ratio"] = float(np.median(label_free[stain > 0] / stain[stain > 0]))
+    a, b = label_free - label_free.mean(), stain - stain.mean()
     if (b * b).sum() > 0:
         figures["slope"] = float((a * b).sum() / (b * b).sum())
         if (a * a).sum() > 0:
@@ -229,9 +233,9 @@ def draw_agreement(
         rotation=45, rotation_mode="anchor",
     )  # fmt: skip
     looks: list[tuple[Any, dict[str, Any]]] = [(~hollow, {"mew": 0}), (hollow, {"mew": 1, "mfc": "none"})]
-    for chosen, look in looks:
-        ours, theirs = pairs[chosen].T
-        axis.plot(theirs, ours, "o", ms=5, color="#0072b2", alpha=0.65, zorder=2, **look)
+    for mask, look in looks:
+        label_free, stain = pairs[mask].T
+        axis.plot(stain, label_free, "o", ms=5, color="#0072b2", alpha=0.65, zorder=2, **look)
     axis.set(xlim=(0, top), ylim=(0, top), aspect="equal")
     axis.set_xlabel("true objects per well, by a stain or drawn by people", fontsize=9)
     axis.set_ylabel("objects found per well", fontsize=9)

@@ -1,4 +1,4 @@
-"""What a screen's statistics need of a table of wells: readouts relative to controls, assay quality, names.
+"""Statistics of a screen, from a table of wells: readouts relative to controls, assay quality, names.
 
 Controls are the wells that the plate map's column `control` calls `negative` or `positive`. All figures are
 of one plate (and acquisition and time), over wells, whose fields were put together before: wells, not objects
@@ -51,21 +51,23 @@ def by_plate(wells: pd.DataFrame) -> list[str]:
 
 
 def usual_method(wells: pd.DataFrame) -> tuple[str, list[str]]:
-    """Returns how readouts are made relative where nobody says how, and what a user should know of that.
+    """Returns how readouts are made relative by default, and what a user should know about that.
 
     By negative controls, where each plate has two or more in which something was measured; else not at all.
     """
     counts = {
-        " ".join(map(str, plate)): int(own.objects[_is(own, NEGATIVE)].notna().sum())
-        for plate, own in wells.groupby(by_plate(wells), sort=False)
+        " ".join(map(str, plate)): int(plate_wells.objects[_is(plate_wells, NEGATIVE)].notna().sum())
+        for plate, plate_wells in wells.groupby(by_plate(wells), sort=False)
     }
     lacking = [f"{title} has {count}" for title, count in counts.items() if count < 2]
     if not lacking:
         return "negative_controls", []
     if not any(counts.values()):
         return "none", []
-    few = ", ".join(lacking)
-    return "none", [f"readouts are not compared with negative controls: each plate needs two, and {few}"]
+    lacking_text = ", ".join(lacking)
+    return "none", [
+        f"readouts are not compared with negative controls: each plate needs two, and {lacking_text}"
+    ]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Relative:
 
 
 def normalised(wells: pd.DataFrame, method: str) -> Relative:
-    """Returns the same wells with (value − median) / (1.4826 MAD) in place of each readout.
+    """Returns the wells with (value − median) / (1.4826 MAD) in place of each readout.
 
     Median and MAD (median absolute deviation) are of the plate's negative controls, or of all its wells: the
     `mad_robustize` of pycytominer. A readout whose MAD is 0 has no scale: it becomes null.
@@ -102,29 +104,35 @@ def normalised(wells: pd.DataFrame, method: str) -> Relative:
         return Relative(wells, pd.DataFrame(), [])
     result, names, scales, notes = wells.copy(), readouts(wells), list[dict[str, Any]](), list[str]()
     result[names] = result[names].astype(float)
-    for plate, own in wells.groupby(by_plate(wells), sort=False):
+    for plate, plate_wells in wells.groupby(by_plate(wells), sort=False):
         title = " ".join(map(str, plate))
-        chosen = own if method == "plate" else own[_is(own, NEGATIVE)]
-        if len(chosen) < 2:
+        basis = plate_wells if method == "plate" else plate_wells[_is(plate_wells, NEGATIVE)]
+        if len(basis) < 2:
             raise UserError(
-                f"normalise={method}: plate {title} has {len(chosen)} wells to compare with, and needs two: "
+                f"normalise={method}: plate {title} has {len(basis)} wells to compare with, and needs two: "
                 "negative controls are wells whose `control` in the plate map is `negative`; normalise=plate "
                 "compares with all wells"
             )
-        values = chosen[names].astype(float)
+        values = basis[names].astype(float)
         scale = SD_PER_MAD * median_abs_deviation(values, nan_policy="omit", axis=0)
         scale = np.where(np.asarray(scale, float) > 0, scale, np.nan)
-        result.loc[own.index, names] = (own[names].astype(float) - values.median()) / scale
+        result.loc[plate_wells.index, names] = (plate_wells[names].astype(float) - values.median()) / scale
         facts = dict(zip(by_plate(wells), plate, strict=True))
-        for name, known in zip(names, scale, strict=True):
+        for name, readout_scale in zip(names, scale, strict=True):
             count, median = int(values[name].notna().sum()), float(values[name].median())
-            reason = "" if known > 0 else "their MAD is 0" if count else "nothing was measured in them"
+            reason = (
+                "" if readout_scale > 0 else "their MAD is 0" if count else "nothing was measured in them"
+            )
             scales.append(facts | {
-                "readout": name, "wells": count, "median": median, "scale": known, "reason": reason,
+                "readout": name, "wells": count, "median": median, "scale": readout_scale, "reason": reason,
             })  # fmt: skip
-        flat = [name for name, known in zip(names, np.isfinite(scale), strict=True) if not known]
-        if flat:
-            notes.append(f"{title}: no spread among the wells compared with, so null: {', '.join(flat)}")
+        flat_readouts = [
+            name for name, is_finite in zip(names, np.isfinite(scale), strict=True) if not is_finite
+        ]
+        if flat_readouts:
+            notes.append(
+                f"{title}: no spread among the wells compared with, so null: {', '.join(flat_readouts)}"
+            )
     if method == "plate" and "dose" in " ".join(map(str, wells.columns)):
         notes.append(
             "normalise=plate takes most wells for untreated: on a plate of doses that hides what they do; "
@@ -144,11 +152,11 @@ def assay_quality(wells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     if CONTROL not in wells:
         return pd.DataFrame()
-    for plate, own in wells.groupby(by_plate(wells), sort=False):
+    for plate, plate_wells in wells.groupby(by_plate(wells), sort=False):
         for name in readouts(wells):
-            values = own[name].astype(float)
+            values = plate_wells[name].astype(float)
             low, high = (
-                values[_is(own, kind)].dropna().to_numpy(np.float64) for kind in (NEGATIVE, POSITIVE)
+                values[_is(plate_wells, kind)].dropna().to_numpy(np.float64) for kind in (NEGATIVE, POSITIVE)
             )
             if len(low) and len(high):
                 facts = dict(zip(by_plate(wells), plate, strict=True))
@@ -168,11 +176,11 @@ def _quality(low: Any, high: Any) -> dict[str, Any]:
         return SD_PER_MAD * float(median_abs_deviation(values))
 
     def z_prime(middle: Callable[..., Any], spread: Callable[[Floats], float]) -> float | None:
-        apart = abs(float(middle(high) - middle(low)))
-        return 1 - 3 * (spread(high) + spread(low)) / apart if apart else None
+        distance = abs(float(middle(high) - middle(low)))
+        return 1 - 3 * (spread(high) + spread(low)) / distance if distance else None
 
-    both = float(np.hypot(sd(high), sd(low)))
-    ssmd = float(high.mean() - low.mean()) / both if both else None
+    combined_sd = float(np.hypot(sd(high), sd(low)))
+    ssmd = float(high.mean() - low.mean()) / combined_sd if combined_sd else None
     return quality | {
         "z_prime": z_prime(np.mean, sd), "robust_z_prime": z_prime(np.median, robust_sd), "ssmd": ssmd,
     }  # fmt: skip
@@ -182,8 +190,8 @@ def quality_lines(quality: pd.DataFrame) -> Iterator[str]:
     """Yields Z′ of the number of objects for each plate, in words; per field where fields are left out."""
     per_field = len(quality) and "objects_per_field" in set(quality.readout)
     readout = "objects_per_field" if per_field else "objects"
-    chosen = quality[quality.readout == readout] if len(quality) else quality
-    for row in chosen.to_dict("records"):
+    count_rows = quality[quality.readout == readout] if len(quality) else quality
+    for row in count_rows.to_dict("records"):
         wells = f"{row['negative_wells']} negative and {row['positive_wells']} positive control wells"
         if pd.isna(row["z_prime"]):
             yield f"{row['plate']}: Z′ of {readout} is not known: {wells}; it needs {LEAST_WELLS} each"
@@ -194,8 +202,8 @@ def quality_lines(quality: pd.DataFrame) -> Iterator[str]:
 def _is(wells: pd.DataFrame, kind: str) -> pd.Series[bool]:
     if CONTROL not in wells:
         return pd.Series(False, wells.index)
-    said = wells[CONTROL].fillna("").str.strip().str.lower()
-    return said == kind
+    controls = wells[CONTROL].fillna("").str.strip().str.lower()
+    return controls == kind
 
 
 # ---------------------------------------------------------------- names
@@ -215,7 +223,7 @@ def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) 
         UserError: two columns would have one name.
     """
     compartment = COMPARTMENTS.get(kind, "Objects")
-    about = {
+    metadata_columns = {
         *(name for name in columns if name.startswith(FLAG)),
         *OURS - set(COUNTS),
         *TRUST,
@@ -234,7 +242,7 @@ def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) 
     for column in columns:
         feature = column.removeprefix(MEDIAN)
         # Normalised, the number of objects is a readout, and stands beside the plain one.
-        if feature in about or (column == "objects" and OBJECT_COUNT not in columns):
+        if feature in metadata_columns or (column == "objects" and OBJECT_COUNT not in columns):
             name = f"Metadata_{METADATA.get(column, _words(feature))}"
         else:
             name = f"{compartment}_{CELLPROFILER.get(feature, _words(feature))}"

@@ -77,10 +77,10 @@ def flagged(plate: SegmentedPlate, rules: QcRules, drift: pd.DataFrame) -> Segme
     """
     images = plate.images
     objects = plate.objects([])
-    found = objects[objects.counts.astype(bool)].groupby(IMAGE).size()
+    object_counts = objects[objects.counts.astype(bool)].groupby(IMAGE).size()
     area = objects.groupby(IMAGE).area.sum()
     places = pd.MultiIndex.from_frame(images[IMAGE])
-    count = pd.Series(found.reindex(places).astype(float).fillna(0).to_numpy(), images.index)
+    count = pd.Series(object_counts.reindex(places).astype(float).fillna(0).to_numpy(), images.index)
     whole = images.problem == ""
     flags: dict[str, pd.Series[Any]] = {"no_objects": count == 0}
     flags["out_of_focus"] = out_of_focus(images)
@@ -90,16 +90,16 @@ def flagged(plate: SegmentedPlate, rules: QcRules, drift: pd.DataFrame) -> Segme
         dropped = images.dropped.astype(float)
         flags["debris"] = (dropped > rules.debris * (dropped + count)).where(dropped.notna())
     if plate.kind in ("", "cells"):
-        covered = area.reindex(places).astype(float).fillna(0).to_numpy() / images.pixels.where(
+        coverage = area.reindex(places).astype(float).fillna(0).to_numpy() / images.pixels.where(
             images.pixels > 0
         )
-        flags["confluent"] = covered > rules.confluent
+        flags["confluent"] = coverage > rules.confluent
     ends = [{plate.rows[0], plate.rows[-1]}, {plate.columns[0], plate.columns[-1]}]
     flags["edge"] = images.well.map(lambda well: well[:-2] in ends[0] or well[-2:] in ends[1])
-    own = drift[drift.plate == plate.name] if len(drift) else drift
-    if len(own):
-        far = own.well[(own.largest > rules.drifted) & own.in_training.isna()]
-        flags["drifted"] = images.well.isin(far)
+    plate_drift = drift[drift.plate == plate.name] if len(drift) else drift
+    if len(plate_drift):
+        wells = plate_drift.well[(plate_drift.largest > rules.drifted) & plate_drift.in_training.isna()]
+        flags["drifted"] = images.well.isin(wells)
     columns = {
         FLAG + name: flags[name].where(whole).astype("boolean")
         for name in FLAGS
@@ -115,10 +115,11 @@ def out_of_focus(images: pd.DataFrame) -> pd.Series[Any]:
     contrast, so that a plate of many cleared wells does not call the others blurred.
     """
     blurred = pd.Series(pd.NA, images.index, "boolean")
-    names = dict.fromkeys(name for own in images.focus.dropna() for name in own)
+    names = dict.fromkeys(name for focus in images.focus.dropna() for name in focus)
     for name in names:
         pairs = [
-            (own or {}).get(name, (np.nan, np.nan)) for own in images.focus.where(images.focus.notna(), None)
+            (focus or {}).get(name, (np.nan, np.nan))
+            for focus in images.focus.where(images.focus.notna(), None)
         ]
         facts = pd.DataFrame(pairs, images.index, ["sharpness", "contrast"]).astype(float)
         facts = facts[facts.contrast > 0]
@@ -128,8 +129,8 @@ def out_of_focus(images: pd.DataFrame) -> pd.Series[Any]:
         logs = np.log(usual.sharpness.clip(lower=1e-3))
         spread = 1.4826 * float(np.median(np.abs(logs - logs.median())))
         limit = float(np.exp(logs.median() - max(DEVIATIONS * spread, np.log(LEAST_FACTOR))))
-        own = (facts.sharpness < limit) & (facts.contrast > STRUCTURE * usual.contrast.median())
-        blurred.loc[facts.index] = blurred.loc[facts.index].fillna(value=False) | own
+        is_blurred = (facts.sharpness < limit) & (facts.contrast > STRUCTURE * usual.contrast.median())
+        blurred.loc[facts.index] = blurred.loc[facts.index].fillna(value=False) | is_blurred
     return blurred
 
 
@@ -138,20 +139,20 @@ def left_out(plates: Sequence[SegmentedPlate], rules: QcRules) -> Mapping[str, E
 
     Of a field of several images, times or acquisitions, half have to be flagged.
     """
-    taken: dict[tuple[str, str, str], str] = {}
+    left_out_fields: dict[tuple[str, str, str], str] = {}
     by_rule: dict[str, Exclusions] = {}
     for name in rules.leave_out:
-        own: dict[tuple[str, str, str], str] = {}
+        rule_fields: dict[tuple[str, str, str], str] = {}
         for plate in plates:
             if FLAG + name not in plate.images:
                 continue
             values = plate.images[FLAG + name].astype(float)
             share = values.groupby([plate.images.well, plate.images.field], sort=False).mean()
             places = [(plate.name, *place) for place in share.index[share >= 0.5]]
-            own |= {place: ABOUT[name] for place in places if place not in taken}
-        taken |= own
-        if own:
-            by_rule[name] = own
+            rule_fields |= {place: ABOUT[name] for place in places if place not in left_out_fields}
+        left_out_fields |= rule_fields
+        if rule_fields:
+            by_rule[name] = rule_fields
     return by_rule
 
 

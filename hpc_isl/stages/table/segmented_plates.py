@@ -1,4 +1,4 @@
-"""What a run of segment wrote: its plates, a record per field, their objects; and rows of a table of them."""
+"""Results of a run of segment: its plates, a record per field, their objects; and rows of a table of them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ class SegmentedPlate:
     def without(self, excluded: Mapping[tuple[str, str, str], str]) -> SegmentedPlate:
         """Returns the plate as if the fields (plate, well, field) -> reason had not been imaged."""
         places = zip(self.images.well, self.images.field, strict=True)
-        reasons = pd.Series([excluded.get((self.name, *own)) for own in places], self.images.index, object)
+        reasons = pd.Series(
+            [excluded.get((self.name, *place)) for place in places], self.images.index, object
+        )
         is_out = reasons.notna()
         images = self.images.assign(excluded=is_out, pixels=self.images.pixels.where(~is_out, 0))
         images["problem"] = images.problem.where(~is_out, "left out: " + reasons.fillna(""))
@@ -102,8 +104,8 @@ class SegmentedPlate:
         if not self.table.exists():
             return pd.DataFrame(columns=[*IMAGE, "counts", "area", *features])
         area = "area_px" if self.pixel_um is None else "area_um2"
-        known = [name for name in RELATED if name in self.schema.names]
-        names = dict.fromkeys([*OBJECT, DUPLICATE, area, *known, *features])
+        related = [name for name in RELATED if name in self.schema.names]
+        names = dict.fromkeys([*OBJECT, DUPLICATE, area, *related, *features])
         table = pq.read_table(self.table, columns=list(names))
         objects: pd.DataFrame = table.to_pandas().astype(dict.fromkeys(features, float))
         objects["counts"], is_out = self._counted(table)
@@ -134,8 +136,8 @@ class SegmentedPlate:
     def _fields_left_out(self) -> list[tuple[str, str, int]]:
         if "excluded" not in self.images:
             return []
-        out = self.images[self.images.excluded]
-        return list(zip(out.well, out.field, out.acquisition, strict=True))
+        left_out = self.images[self.images.excluded]
+        return list(zip(left_out.well, left_out.field, left_out.acquisition, strict=True))
 
     @cached_property
     def _stand_ins(self) -> pd.MultiIndex:
@@ -147,8 +149,8 @@ class SegmentedPlate:
         shown_by = doubled[DUPLICATE].str.rsplit(":", n=1).str[0]
         names = [str(FieldKey(*place)) for place in self._fields_left_out]
         orphaned = doubled[shown_by.isin(names) & ~places.isin(self._fields_left_out)]
-        first = orphaned.drop_duplicates(["time", DUPLICATE])
-        return pd.MultiIndex.from_frame(first[OBJECT])
+        first_shown = orphaned.drop_duplicates(["time", DUPLICATE])
+        return pd.MultiIndex.from_frame(first_shown[OBJECT])
 
 
 def segmented_plates(run: Run) -> list[SegmentedPlate]:
@@ -242,9 +244,9 @@ def rows_of(plates: Sequence[SegmentedPlate], per: str) -> pd.DataFrame:
     return rows
 
 
-def plate_map_name(name: str, taken: Collection[str] = ()) -> str:
+def plate_map_name(name: str, used_names: Collection[str] = ()) -> str:
     """Returns how a column of the plate map is called in tables, where some names are taken."""
-    is_taken = name in OURS or name in taken or name.startswith(MEDIAN)
+    is_taken = name in OURS or name in used_names or name.startswith(MEDIAN)
     return f"{name} (plate map)" if is_taken else name
 
 
@@ -262,21 +264,21 @@ def _rows(plate: SegmentedPlate, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.
     images["known"] = images.truth.notna()
     objects = plate.objects(features).merge(images[[*IMAGE, "row", "known"]], on=IMAGE)
 
-    about = images.drop_duplicates("row").set_index("row")
+    row_facts = images.drop_duplicates("row").set_index("row")
     wells = [name for name in keys if name == "well"]
-    mapped: dict[str, Any] = {
-        plate_map_name(name): [plate.plate_map.get(well, {}).get(name) or None for well in about.well]
+    map_values: dict[str, Any] = {
+        plate_map_name(name): [plate.plate_map.get(well, {}).get(name) or None for well in row_facts.well]
         for name in (plate.map_columns if wells else ())
     }
     if CORRECTION in plate.schema.names:  # one of all objects of a plate
-        objects_of = pq.ParquetFile(plate.table).iter_batches(1, columns=[CORRECTION])
-        mapped[CORRECTION] = next((batch[CORRECTION][0].as_py() for batch in objects_of), None)
-    names = ["plate", *wells, *mapped, *(name for name in keys if name != "well")]
-    about = about.assign(**mapped)[names]
+        batches = pq.ParquetFile(plate.table).iter_batches(1, columns=[CORRECTION])
+        map_values[CORRECTION] = next((batch[CORRECTION][0].as_py() for batch in batches), None)
+    names = ["plate", *wells, *map_values, *(name for name in keys if name != "well")]
+    row_facts = row_facts.assign(**map_values)[names]
 
     medians = _medians(objects[objects.counts.astype(bool)], features)
-    medians = medians.reindex(about.index).add_prefix(MEDIAN)
-    return about, _counts(plate, images, objects, keys), medians
+    medians = medians.reindex(row_facts.index).add_prefix(MEDIAN)
+    return row_facts, _counts(plate, images, objects, keys), medians
 
 
 def _medians(objects: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame:
@@ -291,10 +293,8 @@ def _medians(objects: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame:
     # An object that is whole, and has one nucleus where nuclei are known.
     inside = ~objects[BORDER].astype(bool) if BORDER in objects else pd.Series(True, objects.index)
     single = inside & (objects[NUCLEI] == 1) if NUCLEI in objects else inside
-    chosen = {name: single if name.startswith(CYTOPLASM) else inside for name in features}
-    values = {
-        name: objects[name] if name in TRUST else objects[name].where(chosen[name]) for name in features
-    }
+    masks = {name: single if name.startswith(CYTOPLASM) else inside for name in features}
+    values = {name: objects[name] if name in TRUST else objects[name].where(masks[name]) for name in features}
     medians: pd.DataFrame = pd.DataFrame(values).groupby(objects.row).median()
     return medians
 
@@ -306,8 +306,8 @@ def _counts(
     by_row, whole = images.groupby("row"), images.problem == ""
     has_whole = whole.groupby(images.row).any()
 
-    def count(chosen: pd.DataFrame) -> pd.Series[int]:
-        return chosen.groupby("row").size().reindex(rows.index, fill_value=0).astype("Int64")
+    def count(selection: pd.DataFrame) -> pd.Series[int]:
+        return selection.groupby("row").size().reindex(rows.index, fill_value=0).astype("Int64")
 
     rows = _fields(images, keys)
     rows["objects"] = count(objects[objects.counts.astype(bool)]).where(has_whole)
@@ -321,7 +321,7 @@ def _counts(
         rows["training_fields"] = _count_fields(images, images.trained_on.fillna(False).astype(bool))
     pixels = by_row.pixels.sum()
     if plate.kind in ("", "cells"):  # the share of the area that nuclei cover is no confluence
-        # NumPy's sum, as ever: that of pandas differs in the last bits.
+        # NumPy's sum: that of pandas would not be bit-identical with earlier tables.
         area = objects.groupby("row").area.agg(lambda values: values.to_numpy(float).sum())
         rows["confluence"] = (area.reindex(rows.index, fill_value=0.0).astype(float) / pixels).where(
             has_whole
@@ -329,12 +329,12 @@ def _counts(
     if plate.pixel_um is not None:
         density = count(objects).astype(float) / (pixels * plate.pixel_um**2 / 1e6)
         rows["objects_per_mm2"] = density.where(has_whole)
-    own = objects[objects.counts.astype(bool)]
-    if CELL in own:
-        rows["orphans"] = count(own[own[CELL] == 0]).where(has_whole)
-    if NUCLEI in own:
-        rows["cells_without_nucleus"] = count(own[own[NUCLEI] == 0]).where(has_whole)
-        rows["cells_with_several_nuclei"] = count(own[own[NUCLEI] > 1]).where(has_whole)
+    counted = objects[objects.counts.astype(bool)]
+    if CELL in counted:
+        rows["orphans"] = count(counted[counted[CELL] == 0]).where(has_whole)
+    if NUCLEI in counted:
+        rows["cells_without_nucleus"] = count(counted[counted[NUCLEI] == 0]).where(has_whole)
+        rows["cells_with_several_nuclei"] = count(counted[counted[NUCLEI] > 1]).where(has_whole)
     if images.known.any():
         has_truth = by_row.known.any()
         rows["truth_fields"] = _count_fields(images, images.known).astype("Int64").where(has_truth)
@@ -367,8 +367,8 @@ def _fields(images: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return rows
 
 
-def _count_fields(images: pd.DataFrame, chosen: pd.Series[bool]) -> pd.Series[int]:
+def _count_fields(images: pd.DataFrame, is_chosen: pd.Series[bool]) -> pd.Series[int]:
     """Returns the number of fields of each row of which an image is chosen."""
     # A field of several times has an image for each, and counts once.
     field = images.groupby(IMAGE[:-1], sort=False).ngroup()
-    return field.where(chosen).groupby(images.row).nunique()
+    return field.where(is_chosen).groupby(images.row).nunique()

@@ -41,7 +41,7 @@ FORMATS = ("plain", "pycytominer", "anndata")
 
 @dataclass(frozen=True)
 class TableFiles:
-    """What `table` says, and the files it wrote.
+    """The message of `table`, and the files it wrote.
 
     Attributes:
         headline: the first line that it prints; `notes`: what a user should know besides.
@@ -105,8 +105,8 @@ def table(
     """
     form = Form(per, normalise, names, exclude, qc)
     form.check()
-    usual = anndata_file.SUFFIX if names == "anndata" else ".csv"
-    path = check_path(out or run.folder / f"{form.per}s{usual}", names)
+    suffix = anndata_file.SUFFIX if names == "anndata" else ".csv"
+    path = check_path(out or run.folder / f"{form.per}s{suffix}", names)
     return _write(run, segmented_plates(run), path, form, heat_maps)
 
 
@@ -143,32 +143,34 @@ def _write(
     plates, by_rule, notes = _selected(run, plates, rules, form.exclude)
     wells, per = enough(rows_of(plates, "well"), rules), form.per
     quality = profiles.assay_quality(wells)
-    method, about = (form.normalise, []) if form.normalise else profiles.usual_method(wells)
+    method, method_notes = (form.normalise, []) if form.normalise else profiles.usual_method(wells)
     relative = profiles.normalised(wells, method)
-    beside = method != "none" and form.normalise is None and form.names == "plain"
-    if beside:
+    adds_columns = method != "none" and form.normalise is None and form.names == "plain"
+    if adds_columns:
         wells = wells.join(relative.wells[profiles.readouts(wells)].add_prefix(profiles.BESIDE))
     columns = plate_maps.columns_of(heat_maps, wells)
     rows = wells if per in ("well", "object") else rows_of(plates, per)
     if form.names == "anndata":
         count = _write_anndata(run, plates, path, form, rules, rows, relative)
     else:
-        if per == "well" and not beside:
+        if per == "well" and not adds_columns:
             rows = relative.wells
             if form.names != "plain" and method != "none":
                 rows.insert(0, profiles.OBJECT_COUNT, wells.objects)
         count = _write_table(plates, path, form, rows)
-    headline, made = _headline(plates, wells), {f"table of {many(count, per)}": path}
+    headline, outputs = _headline(plates, wells), {f"table of {many(count, per)}": path}
     if len(quality):
-        made["assay quality"] = run.folder / "assay_quality.csv"
-        write_rows(made["assay quality"], quality)
+        outputs["assay quality"] = run.folder / "assay_quality.csv"
+        write_rows(outputs["assay quality"], quality)
     if len(relative.scales):
-        made["what normalised readouts are compared with"] = run.folder / "normalisation.csv"
-        write_rows(made["what normalised readouts are compared with"], relative.scales)
-    made |= _write_left_out(run, by_rule)
+        outputs["what normalised readouts are compared with"] = run.folder / "normalisation.csv"
+        write_rows(outputs["what normalised readouts are compared with"], relative.scales)
+    outputs |= _write_left_out(run, by_rule)
     section = quality_section(plates, by_rule)
-    made |= plate_maps.draw(run, plates, wells, columns, [f"{headline}.", *notes], section)
-    return TableFiles(headline, made, [*notes, *profiles.quality_lines(quality), *about, *relative.notes])
+    outputs |= plate_maps.draw(run, plates, wells, columns, [f"{headline}.", *notes], section)
+    return TableFiles(
+        headline, outputs, [*notes, *profiles.quality_lines(quality), *method_notes, *relative.notes]
+    )
 
 
 def _write_table(plates: Sequence[SegmentedPlate], path: Path, form: Form, rows: pd.DataFrame) -> int:
@@ -194,36 +196,36 @@ def _write_anndata(
     }  # fmt: skip
     if form.per == "object":
         return anndata_file.write_objects(path, object_rows(plates), facts)
-    others = relative.wells if form.per == "well" and len(relative.scales) else None
+    relative_rows = relative.wells if form.per == "well" and len(relative.scales) else None
     in_place = form.normalise not in (None, "none")
-    return anndata_file.write_rows(path, plates, rows, others, facts, in_place)
+    return anndata_file.write_rows(path, plates, rows, relative_rows, facts, in_place)
 
 
 def _selected(
-    run: Run, plates: Sequence[SegmentedPlate], rules: QcRules, listed: Path | None
+    run: Run, plates: Sequence[SegmentedPlate], rules: QcRules, exclude_file: Path | None
 ) -> tuple[list[SegmentedPlate], dict[str, Exclusions], list[str]]:
     """Returns the plates with flags and without the fields left out, these by rule, and what to know of them.
 
     Args:
-        listed: a person's list of fields to leave out.
+        exclude_file: a person's list of fields to leave out.
     """
-    drift = run.folder / "drift.csv"
-    facts = pd.read_csv(drift, dtype={"plate": str, "well": str}) if drift.exists() else pd.DataFrame()
-    plates = [flagged(plate, rules, facts) for plate in plates]
-    by_rule = {f"exclude={listed.name}": read_exclusions(listed, plates)} if listed else {}
-    named = {place for own in by_rule.values() for place in own}
-    for rule, own in left_out(plates, rules).items():
-        if rest := {place: reason for place, reason in own.items() if place not in named}:
-            by_rule[rule] = rest
-    notes = [line for rule, own in by_rule.items() for line in warnings(plates, own, rule)]
-    everything = {place: reason for own in by_rule.values() for place, reason in own.items()}
-    return [plate.without(everything) if everything else plate for plate in plates], by_rule, notes
+    path = run.folder / "drift.csv"
+    drift = pd.read_csv(path, dtype={"plate": str, "well": str}) if path.exists() else pd.DataFrame()
+    plates = [flagged(plate, rules, drift) for plate in plates]
+    by_rule = {f"exclude={exclude_file.name}": read_exclusions(exclude_file, plates)} if exclude_file else {}
+    listed = {place for fields in by_rule.values() for place in fields}
+    for rule, fields in left_out(plates, rules).items():
+        if unlisted := {place: reason for place, reason in fields.items() if place not in listed}:
+            by_rule[rule] = unlisted
+    notes = [line for rule, fields in by_rule.items() for line in warnings(plates, fields, rule)]
+    all_fields = {place: reason for fields in by_rule.values() for place, reason in fields.items()}
+    return [plate.without(all_fields) if all_fields else plate for plate in plates], by_rule, notes
 
 
 def _write_left_out(run: Run, by_rule: Mapping[str, Exclusions]) -> dict[str, Path]:
     """Writes `left_out_fields.csv`, which `exclude=` reads; none where no field is left out."""
     path = run.folder / "left_out_fields.csv"
-    rows = [(*place, reason, rule) for rule, own in by_rule.items() for place, reason in own.items()]
+    rows = [(*place, reason, rule) for rule, fields in by_rule.items() for place, reason in fields.items()]
     if not rows:
         path.unlink(missing_ok=True)  # of an earlier call
         return {}
@@ -234,18 +236,18 @@ def _write_left_out(run: Run, by_rule: Mapping[str, Exclusions]) -> dict[str, Pa
 def _headline(plates: Sequence[SegmentedPlate], wells: pd.DataFrame) -> str:
     """Returns `2 plates, 120 wells, 480 fields, 3 of them failed, 51,234 objects`."""
     images = pd.concat([plate.images.assign(plate=plate.name) for plate in plates])
-    field = ["plate", "well", "field", "acquisition"]
-    fields = len(images.drop_duplicates(field))
+    field_columns = ["plate", "well", "field", "acquisition"]
+    fields = len(images.drop_duplicates(field_columns))
     # A field that failed at some times alone is none of the failed fields.
-    left_out = 0
+    left_out_count = 0
     if "excluded" in images:
-        left_out = len(images[images.excluded].drop_duplicates(field))
-    failed = fields - left_out - len(images[images.problem == ""].drop_duplicates(field))
+        left_out_count = len(images[images.excluded].drop_duplicates(field_columns))
+    failed_count = fields - left_out_count - len(images[images.problem == ""].drop_duplicates(field_columns))
     objects = int(wells.objects.sum())
     return (
         f"{many(len(plates), 'plate')}, {many(len(wells.drop_duplicates(['plate', 'well'])), 'well')}, "
-        f"{many(fields, 'field')}{f', {failed:,} of them failed' if failed else ''}"
-        f"{f', {left_out:,} of them left out' if left_out else ''}, "
+        f"{many(fields, 'field')}{f', {failed_count:,} of them failed' if failed_count else ''}"
+        f"{f', {left_out_count:,} of them left out' if left_out_count else ''}, "
         f"{many(objects, 'object')}"
     )
 
@@ -300,13 +302,13 @@ def write_objects(
         names: given the columns, returns those that are called otherwise -> how.
     """
     objects, count = object_rows(plates), 0
-    called = names(objects.schema.names)
-    renamed = [called.get(name, name) for name in objects.schema.names]
-    columns = zip(objects.schema, renamed, strict=True)
-    written = pa.schema([column.with_name(name) for column, name in columns])
-    with _translate_errors(path), _stream_to(path, written) as writer:
+    new_names = names(objects.schema.names)
+    column_names = [new_names.get(name, name) for name in objects.schema.names]
+    columns = zip(objects.schema, column_names, strict=True)
+    schema = pa.schema([column.with_name(name) for column, name in columns])
+    with _translate_errors(path), _stream_to(path, schema) as writer:
         for part in objects.parts():
-            writer.write_table(part.rename_columns(renamed))
+            writer.write_table(part.rename_columns(column_names))
             count += part.num_rows
     return count
 
