@@ -296,6 +296,17 @@ def test_labels_that_cannot_be_read_are_not_replaced(image: Path) -> None:
         write_labels(image, "cells", squares(3), origin="human", boxes=WHOLE, overwrite=True)
 
 
+def test_labels_are_written_beside_others_whose_metadata_are_damaged(image: Path) -> None:
+    labels = np.ones((70, 90), np.uint32)
+    write_labels(image, "first", labels, origin="human", boxes=WHOLE)
+    damaged = image / "labels" / "first" / "zarr.json"
+    damaged.write_text("{")
+    write_labels(image, "second of mine", labels, origin="human", boxes=WHOLE)
+    assert np.array_equal(read_labels(image, "second of mine"), labels)
+    listed = json.loads((image / "labels" / "zarr.json").read_text())["attributes"]["ome"]["labels"]
+    assert len(listed) == 2 and "first" in listed, "what is damaged may be mended, and stays listed"
+
+
 def test_open_plates_know_labels_by_what_they_hold(image: Path) -> None:
     by_ngio(image, "ngio", np.stack([squares()] * 3))
     assert open_plate(image.parents[2]).plate.fields
