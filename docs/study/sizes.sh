@@ -39,7 +39,7 @@ fi
 if [ "${CELLPOSE3:-}" ]; then  # Cellpose 3 from scratch, on the same 26 fields at half resolution
   script=$here/programs/cellpose_program.py
   run finetune cells-cellpose3 usiigaci.yaml arm=cellpose3 left_out=never "programs=[{name: cellpose3, time_limit_s: 36000,
-    train: [$CELLPOSE3, $script, train, '{images}', '{labels}', '{model}', '{seed}', --epochs, '300'],
+    train: [$CELLPOSE3, $script, train, '{images}', '{labels}', '{model}', '{seed}', --epochs, '150'],
     predict: [$CELLPOSE3, $script, predict, '{images}', '{model}', '{out}']}]"
   python "$here"/splits.py runs/finetune/cells-cellpose3 U.zarr
 fi
