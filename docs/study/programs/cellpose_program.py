@@ -1,6 +1,6 @@
 """Cellpose as an arm of a sweep; needs cellpose 3 (a convolutional network) or 4 (Cellpose-SAM) installed.
 
-    python cellpose_program.py train IMAGES LABELS MODEL SEED [--weights NAME_OR_FILE] [--epochs 100]
+    python cellpose_program.py train IMAGES LABELS MODEL SEED [--weights NAME_OR_FILE] [--epochs 150]
     python cellpose_program.py predict IMAGES MODEL OUT [--weights NAME_OR_FILE]
 
 Without --weights cellpose 3 trains from scratch; with it, e.g. cyto3 or cpsam, it starts from weights that
@@ -42,7 +42,7 @@ def channels(images: list[np.ndarray]) -> dict[str, object]:
 
 
 def learn(given: argparse.Namespace) -> None:
-    torch.manual_seed(given.seed)
+    torch.manual_seed(given.seed)  # of the first weights alone: cellpose draws the same crops for every seed
     images, names = read(given.images)
     labels = [tifffile.imread(given.labels / name).astype(np.int32) for name in names]
     own = network(given.weights)
@@ -79,7 +79,8 @@ def main() -> None:
             verb.add_argument(folder, type=Path)
         if call is learn:
             verb.add_argument("seed", type=int)
-            verb.add_argument("--epochs", type=int, default=100)
+            # Of 100 epochs or fewer cellpose 3 does not lower the learning rate at the end.
+            verb.add_argument("--epochs", type=int, default=150)
         verb.add_argument("--weights")
         verb.set_defaults(call=call)
     given = parser.parse_args()
