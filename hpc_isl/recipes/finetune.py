@@ -10,7 +10,7 @@ from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.errors import nearest
-from hpc_isl.recipes.base import Count, Recipe
+from hpc_isl.recipes.base import Count, Recipe, one_or_more
 from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.recipes.strict import Strict
 from hpc_isl.recipes.training import (
@@ -172,10 +172,7 @@ class FinetuneRecipe(Recipe):
     among: list[Path] = []
     """arm best: the runs from which the best is taken; a sweep fills it in"""
 
-    @field_validator("plates", "pretrained", "reference_labels", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return value if isinstance(value, list) or value is None else [value]
+    _one_or_more = field_validator("plates", "pretrained", "reference_labels", mode="before")(one_or_more)
 
     @model_validator(mode="before")
     @classmethod
