@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hpc_isl.cluster.monitor.messages import Console
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
-# How a key=value begins. Elements of sweeps are called seeds/seed=0, and paths hold = too: with a slash before
-# it, no key is meant.
+# How a key=value begins. Elements of sweeps (seeds/seed=0) and paths hold = too: with a slash before it, no
+# key is meant.
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
 

@@ -153,7 +153,7 @@ def test_the_tables_of_stages_agree() -> None:
         (["validate"], "name a plate"),
         (["resume", "--port", "3"], "--port: no such option"),
         (["table", "segs/labels=a"], "'segs/labels=a': no such run"),
-        (["overview", "plates/seed=0.zarr", "wels=B03"], "overview wels=: no such key; did you mean 'wells'?"),
+        (["overview", "plates/a=b.zarr", "wels=B03"], "overview wels=: no such key; did you mean 'wells'?"),
     ],
 )  # fmt: skip
 def test_an_error_names_what_would_be_right(
@@ -174,7 +174,7 @@ def test_a_word_with_a_slash_before_its_equals_sign_is_a_run_or_a_path(tmp_path,
     assert arguments.words == [words[0], *words[2:]]
     (tmp_path / "labels=a").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no such key; there are: 'out'; a path is written ./labels=a"):
+    with pytest.raises(UserError, match=r"no such key; there are: 'out'; a path is written ./labels=a"):
         take_keys(Namespace(verb="table", words=["labels=a"]), {"out": "a file"})
 
 

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError
 from hpc_isl.stages.table import profiles
 from hpc_isl.stages.table.object_rows import ObjectRows
-from hpc_isl.stages.table.segmented_plates import MEDIAN, OBJECT, SegmentedPlate, mapped_columns
+from hpc_isl.stages.table.segmented_plates import CYTOPLASM, MEDIAN, OBJECT, SegmentedPlate, mapped_columns
 
 SUFFIX = ".h5ad"
 ROWS = 4096  # of a chunk
 NAMED_BY = ("plate", *OBJECT)
-CYTOPLASM = "cytoplasm_"
 GROUPS = {
     "count": r"objects|objects_per_field|objects_per_mm2|confluence",
     "shape": r"(centroid_.|area|perimeter|equivalent_diameter|orientation)_\w+|eccentricity|solidity",
