@@ -166,7 +166,7 @@ class FinetuneRecipe(Recipe):
     optim: OptimRecipe = OptimRecipe()
     """the optimiser"""
     train: TrainRecipe = TrainRecipe(steps=400, batch=8, micro_batch=8)
-    """how long and in which portions: a fixed number of steps, for no annotation is spent on stopping"""
+    """how long and in which portions: a fixed number of steps, because no annotation is spent on stopping"""
     predict: PredictRecipe = PredictRecipe(stain=False)
     """whole fields after training"""
     among: list[Path] = []

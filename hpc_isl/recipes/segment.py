@@ -18,7 +18,7 @@ class ReferenceRecipe(Strict):
     """Ground truth that counts of objects are compared with, where a field has it: labels, or a stain."""
 
     labels: str | None = None
-    """labels that are there already, e.g. drawn by people"""
+    """labels that exist already, e.g. drawn by people"""
     channel: str | None = None
     """a nuclear stain, of which objects are drafted as `annotate draft` does"""
     acquisition: int | None = None
