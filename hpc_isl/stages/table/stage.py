@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from hpc_isl import __version__
 from hpc_isl.errors import UserError, many, nearest
-from hpc_isl.files import write_atomic
+from hpc_isl.files import partial_file, write_atomic
 from hpc_isl.run import Run
 from hpc_isl.stages.table import anndata_file, plate_maps, profiles
 from hpc_isl.stages.table.exclusion import Exclusions, read_exclusions, warnings
@@ -327,15 +326,10 @@ def write_objects(
 @contextmanager
 def _stream_to(path: Path, schema: pa.Schema) -> Iterator[Any]:
     """Yields a writer to a file beside the path, which is renamed at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with partial_file(path) as temporary:
         if path.suffix == ".parquet":
             writer = pq.ParquetWriter(temporary, schema, compression="zstd")
         else:
             writer = pc.CSVWriter(temporary, schema, write_options=pc.WriteOptions(quoting_style="needed"))
         with writer:
             yield writer
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
