@@ -123,7 +123,7 @@ def parse(commands: Mapping[str, Command], argv: list[str]) -> Namespace | None:
 def take_keys(arguments: Namespace, meanings: Mapping[str, str]) -> dict[str, str]:
     """Returns the `key=value` of a call, and leaves its other words in `words`; `meanings`: key -> meaning.
 
-    A run or path with = in its name has a slash before it, as in `seeds/seed=0` and `./seed=0.zarr`.
+    A run or path with = in its name has a slash before it, as in `seeds/seed=0` or `./seed=0.zarr`.
 
     Raises:
         UserError: a key that the verb does not have, or one without a value.
