@@ -105,9 +105,7 @@ def remarks(key: str, precision: str, devices: Sequence[Device]) -> Iterator[str
     """
     for device in dict.fromkeys(devices):
         native = device.native
-        if precision == "fp16" and device.kind == "cpu":
-            raise UserError(f"{key}=fp16 needs a GPU; {device.name} takes {key}=auto, which is fp32 there")
-        chosen = resolved(precision, device)
+        chosen = resolved(precision, device, key)
         if native is None:
             yield f"computes in {chosen} on {device.name} ({key}={precision}), of which no more is known"
         elif chosen in native:
@@ -126,8 +124,14 @@ def remarks(key: str, precision: str, devices: Sequence[Device]) -> Iterator[str
             )
 
 
-def resolved(precision: str, device: Device) -> str:
-    """Returns the precision; `auto` is bf16 on GPUs that compute in it natively, else fp32."""
+def resolved(precision: str, device: Device, key: str = "precision") -> str:
+    """Returns the precision; `auto` is bf16 on GPUs that compute in it natively, else fp32.
+
+    Raises:
+        UserError: fp16 on a CPU; `key` of the recipe says so.
+    """
+    if precision == "fp16" and device.kind == "cpu":
+        raise UserError(f"{key}=fp16 needs a GPU; {device.name} takes {key}=auto, which is fp32 there")
     if precision != "auto":
         return precision
     return "bf16" if device.kind == "gpu" and device.native and "bf16" in device.native else "fp32"

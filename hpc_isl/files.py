@@ -48,6 +48,24 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = True, writer:
         raise
 
 
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Yields a name beside the path, for a library to write; it becomes `path` if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_new_folder(out: Path) -> None:
+    """Raises `UserError` where `out`, a folder to write, is a file or holds something already."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"out: {out} holds something already; name a new or an empty folder")
+
+
 # The mask can only be read by setting it.
 _UMASK = os.umask(0)
 os.umask(_UMASK)

@@ -8,17 +8,14 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.recipes.base import Count, Positive
 from hpc_isl.recipes.strict import Strict, override, parse, read_yaml
 from hpc_isl.sbatch_flags import normalized_flags, site_key
-
-Positive = Annotated[int, Bound(ge=1)]
-Count = Annotated[int, Bound(ge=0)]
 
 _UNITS_MIN = {"min": 1, "m": 1, "h": 60, "d": 1440}
 

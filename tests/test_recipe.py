@@ -54,6 +54,12 @@ def test_one_plate_need_not_be_a_list() -> None:
     assert pretrain("plates=P1.zarr").plates == [Path("P1.zarr")]
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "segment"])
+def test_plates_that_are_null_are_refused_by_that_name(stage: str) -> None:
+    with pytest.raises(UserError, match="plates: Input should be a valid list; got None"):
+        load(stage, None, [*INPUTS[stage], "plates=null"])
+
+
 @pytest.mark.parametrize(
     ("word", "messages"),
     [

@@ -91,7 +91,7 @@ class Run:
 
 
 def read_table(run: str | Path | Run, per: str = "well") -> pd.DataFrame:
-    """Returns the table of a run of segment, of all its plates.
+    """Returns the table of a run of segment, of all its plates, as the command `table` writes it by default.
 
     Args:
         per: well, field, plate or object; all objects of a run must fit into memory.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from hpc_isl.cluster.monitor.messages import Console
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
+# How a key=value begins. Elements of sweeps (seeds/seed=0) and paths hold = too: with a slash before it, no
+# key is meant.
+ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
 def option(*names: str, **settings: Any) -> Option:
@@ -119,18 +123,22 @@ def parse(commands: Mapping[str, Command], argv: list[str]) -> Namespace | None:
 def take_keys(arguments: Namespace, meanings: Mapping[str, str]) -> dict[str, str]:
     """Returns the `key=value` of a call, and leaves its other words in `words`; `meanings`: key -> meaning.
 
+    A run or path with = in its name has a slash before it, as in `seeds/seed=0` or `./seed=0.zarr`.
+
     Raises:
         UserError: a key that the verb does not have, or one without a value.
     """
-    keys = dict(word.split("=", 1) for word in arguments.words if "=" in word)
+    keys = dict(word.split("=", 1) for word in arguments.words if ASSIGNMENT.match(word))
     for key, value in keys.items():
         if key not in meanings:
-            raise UserError(f"{arguments.verb} {key}=: no such key; {nearest(key, meanings)}")
+            path = f"{key}={value}"
+            hint = f"; a path is written ./{path}" if Path(path).exists() else ""
+            raise UserError(f"{arguments.verb} {key}=: no such key; {nearest(key, meanings)}{hint}")
         if not value:
             raise UserError(
                 f"{arguments.verb} {key}=: a value is missing; {key} is {meanings[key].split(';')[0]}"
             )
-    arguments.words = [word for word in arguments.words if "=" not in word]
+    arguments.words = [word for word in arguments.words if not ASSIGNMENT.match(word)]
     return keys
 
 

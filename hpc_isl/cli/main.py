@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -15,7 +14,7 @@ from typing import NoReturn
 
 import hpc_isl
 from hpc_isl.cli import commands, export_command, setup_commands
-from hpc_isl.cli.arguments import Command, console, log, option, parse, program, silence
+from hpc_isl.cli.arguments import ASSIGNMENT, Command, console, log, option, parse, program, silence
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.stages.stage_table import STAGES
 
@@ -132,7 +131,6 @@ USAGE = {
     "annotate": "{import FOLDER | draft | export | edit | propose} [RECIPE.yaml]",
     "chain": "RECIPE.yaml",
 }
-ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
 def _fraction(text: str) -> float:

@@ -103,7 +103,7 @@ def _table(scores: NDArray[Any], paths: Paths) -> NDArray[np.float64]:
     if len({len(path) for path in paths}) > 1:
         raise ValueError("paths differ in length: every row needs a label on every level")
     if missing := int(np.isnan(table).any(1).sum()):
-        raise ValueError(f"{missing} rows hold NaN: leave them out for all arms, for pairs need every score")
+        raise ValueError(f"{missing} rows hold NaN: pairs need every score; leave them out for all arms")
     return table
 
 

@@ -34,7 +34,7 @@ class Curve:
     """
 
     objects: Sequence[float]
-    """annotated objects, rising; above 0, for the curve lies over their logarithm"""
+    """annotated objects, rising; above 0, because the curve lies over their logarithm"""
     scores: Sequence[float]
     """mean score at each"""
 

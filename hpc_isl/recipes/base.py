@@ -62,6 +62,11 @@ class Recipe(Strict):
         return reduce(_part, key.split("."), self)
 
 
+def one_or_more(value: Any) -> Any:
+    """Returns a list of what may be given alone; null stays, and is refused by its own name if it must be."""
+    return value if isinstance(value, list) or value is None else [value]
+
+
 def _part(node: Any, name: str) -> Any:
     return node[int(name)] if isinstance(node, list) else getattr(node, name)
 

@@ -10,7 +10,7 @@ from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
 from hpc_isl.errors import nearest
-from hpc_isl.recipes.base import Count, Recipe
+from hpc_isl.recipes.base import Count, Recipe, one_or_more
 from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.recipes.strict import Strict
 from hpc_isl.recipes.training import (
@@ -166,16 +166,13 @@ class FinetuneRecipe(Recipe):
     optim: OptimRecipe = OptimRecipe()
     """the optimiser"""
     train: TrainRecipe = TrainRecipe(steps=400, batch=8, micro_batch=8)
-    """how long and in which portions: a fixed number of steps, for no annotation is spent on stopping"""
+    """how long and in which portions: a fixed number of steps, because no annotation is spent on stopping"""
     predict: PredictRecipe = PredictRecipe(stain=False)
     """whole fields after training"""
     among: list[Path] = []
     """arm best: the runs from which the best is taken; a sweep fills it in"""
 
-    @field_validator("plates", "pretrained", "reference_labels", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return value if isinstance(value, list) or value is None else [value]
+    _one_or_more = field_validator("plates", "pretrained", "reference_labels", mode="before")(one_or_more)
 
     @model_validator(mode="before")
     @classmethod

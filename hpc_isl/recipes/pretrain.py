@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from hpc_isl.recipes.base import Recipe
+from hpc_isl.recipes.base import Recipe, one_or_more
 from hpc_isl.recipes.training import (
     AugmentRecipe,
     DataRecipe,
@@ -64,10 +64,7 @@ class PretrainRecipe(Recipe):
     def _seed_of_training(cls, content: Any) -> Any:
         return with_seed(content, steps=20000)
 
-    @field_validator("plates", mode="before")
-    @classmethod
-    def _one_or_more(cls, plates: Any) -> Any:
-        return plates if isinstance(plates, list) else [plates]
+    _one_or_more = field_validator("plates", mode="before")(one_or_more)
 
     @model_validator(mode="after")
     def _something(self) -> PretrainRecipe:

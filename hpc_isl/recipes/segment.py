@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field as Bound
 from pydantic import field_validator, model_validator
 
-from hpc_isl.recipes.base import Count, PixelSize, Positive, Recipe
+from hpc_isl.recipes.base import Count, PixelSize, Positive, Recipe, one_or_more
 from hpc_isl.recipes.strict import Strict
 from hpc_isl.recipes.training import PredictRecipe, unused_in_predict
 
@@ -18,7 +18,7 @@ class ReferenceRecipe(Strict):
     """Ground truth that counts of objects are compared with, where a field has it: labels, or a stain."""
 
     labels: str | None = None
-    """labels that are there already, e.g. drawn by people"""
+    """labels that exist already, e.g. drawn by people"""
     channel: str | None = None
     """a nuclear stain, of which objects are drafted as `annotate draft` does"""
     acquisition: int | None = None
@@ -145,10 +145,7 @@ class SegmentRecipe(Recipe):
     overwrite: bool = False
     """replace labels of this name that another run of segment made; never those that a person edited since"""
 
-    @field_validator("plates", mode="before")
-    @classmethod
-    def _one_or_more(cls, plates: Any) -> Any:
-        return plates if isinstance(plates, list) else [plates]
+    _one_or_more = field_validator("plates", mode="before")(one_or_more)
 
     @field_validator("measure", mode="before")
     @classmethod

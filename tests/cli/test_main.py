@@ -6,14 +6,16 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hpc_isl.cli import main
-from hpc_isl.cli.arguments import parse
+from hpc_isl.cli.arguments import parse, take_keys
 from hpc_isl.cli.help import EXAMPLES, KINDS, REQUIRED, USUAL, USUAL_OF_SITE, rows, stage_manual
+from hpc_isl.errors import UserError
 from hpc_isl.recipes.load import RECIPES, load
 from hpc_isl.site import Site
 from hpc_isl.stages import stage_table
@@ -150,6 +152,8 @@ def test_the_tables_of_stages_agree() -> None:
         (["cancel"], "name one run"),
         (["validate"], "name a plate"),
         (["resume", "--port", "3"], "--port: no such option"),
+        (["table", "segs/labels=a"], "'segs/labels=a': no such run"),
+        (["overview", "plates/a=b.zarr", "wels=B03"], "overview wels=: no such key; did you mean 'wells'?"),
     ],
 )  # fmt: skip
 def test_an_error_names_what_would_be_right(
@@ -161,6 +165,17 @@ def test_an_error_names_what_would_be_right(
     assert "Traceback" not in done.stdout
     assert len(done.stdout.splitlines()) <= 12
     assert not (command_line.cwd / "runs").exists(), "an error leaves nothing behind"
+
+
+def test_a_word_with_a_slash_before_its_equals_sign_is_a_run_or_a_path(tmp_path, monkeypatch) -> None:
+    words = ["segs/seed=0,train.crop=256", "out=a/b=c.csv", "./labels=a", "/data/day=1/P01.zarr"]
+    arguments = Namespace(verb="table", words=words)
+    assert take_keys(arguments, {"out": "a file"}) == {"out": "a/b=c.csv"}
+    assert arguments.words == [words[0], *words[2:]]
+    (tmp_path / "labels=a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no such key; there are: 'out'; a path is written ./labels=a"):
+        take_keys(Namespace(verb="table", words=["labels=a"]), {"out": "a file"})
 
 
 def test_a_typo_comes_before_what_it_leaves_missing(command_line: CommandLine) -> None:

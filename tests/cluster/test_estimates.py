@@ -31,8 +31,8 @@ def test_a_plan_tells_the_time_once_something_like_it_was_timed_here(command_lin
     run. Another machine, or work of another kind, is not taken for it."""
     first = command_line("count", QUIET, "steps=20", "--name", "one")
     assert time_in(first.stdout) == [
-        "time: not known, for nothing like it was timed on such a machine yet; --dry-run --time tries it for "
-        "ten seconds"
+        "time: not known, because nothing like it was timed on such a machine yet; --dry-run --time tries it "
+        "for ten seconds"
     ]
     (known,) = time_in(command_line("count", QUIET, "steps=900", "--dry-run").stdout)
     assert known.startswith("time: about ")

@@ -144,6 +144,7 @@ def test_an_address_is_the_shortest_that_finds_the_run(tmp_path: Path) -> None:
     other, alone = made(tmp_path, "pretrain", "P1"), made(tmp_path, "pretrain", "it's S12")
     assert folders.address(alone, tmp_path) == "'it'\"'\"'s S12'"
     assert folders.address(other, tmp_path) == "pretrain/P1"
+    assert folders.address(made(tmp_path, "pretrain", "lr=1"), tmp_path) == "pretrain/lr=1", "no key"
     assert folders.address(other, Path("/nowhere")) == str(other.folder)
 
 

@@ -143,7 +143,7 @@ def test_fields_without_foreground_are_left_out_counted_and_named(make_plate: Ma
     assert len(crops) == 2 * 3
     assert crops.dropped == ("P01 B03/1",)
     assert crops.messages == (
-        "1 of 3 training fields left out, for no crop has 0.50% above 2000 counts of 'Hoechst': P01 B03/1",
+        "1 of 3 training fields left out: no crop has 0.50% above 2000 counts of 'Hoechst': P01 B03/1",
     )
     with pytest.raises(
         UserError, match=r"no training field holds 0\.50% above 60000 counts of 'Hoechst' in a crop"
@@ -255,7 +255,7 @@ def test_a_field_that_is_alone_in_its_size_is_left_out_of_the_control(make_plate
     crops, _ = planned([make_plate(), large], control="permuted")
     assert [str(field.key) for field in crops.fields] == ["B02/1", "B03/1", "C02/1"]
     assert crops.messages[-1] == (
-        "1 training field is left out of the control, for no other has their size: P02 D05/1"
+        "1 training field is left out of the control: no other has their size: P02 D05/1"
     )
     with pytest.raises(UserError, match="control=permuted: no two training fields have one size"):
         planned([large], control="permuted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import signal
@@ -27,6 +28,7 @@ from hpc_isl.recipes.load import digest, load
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.recipes.strict import parse, to_yaml
 from hpc_isl.run import Attempt, Run
+from hpc_isl.stages.convert.field import recorded_problems
 from hpc_isl.stages.convert.stage import convert, plan
 from hpc_isl.stages.synthetic.stage import write as write_synthetic
 
@@ -861,3 +863,9 @@ def test_a_channel_of_another_size_in_a_harmony_export_is_resampled(tmp_path: Pa
     stored = read_box(index.image(index.plate.fields[0].key), 0, 0, 1, [0], ALL, ALL)[0]
     [pixels] = whole.values()
     assert np.corrcoef(stored.ravel(), pixels.ravel())[0, 1] > 0.9
+
+
+def test_an_image_whose_record_is_no_mapping_is_converted_anew(tmp_path: Path) -> None:
+    for record in (None, "text", ["inputs"]):
+        (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"hpc_isl": record}}))
+        assert recorded_problems(tmp_path, "digest") is None

@@ -16,7 +16,7 @@ from made_up_segmentation import MadeUp, made_up_segmentation
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 from hpc_isl.stages.table.profiles import assay_quality, normalised, pycytominer_names
-from hpc_isl.stages.table.stage import table
+from hpc_isl.stages.table.stage import data_frame, table
 
 LOW = [f"B{column:02}" for column in range(2, 7)]
 HIGH = [f"C{column:02}" for column in range(7, 12)]
@@ -52,6 +52,11 @@ def test_readouts_are_distances_from_the_median_in_robust_deviations(
             assert relative.loc[own.index, name].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-12)
     assert relative.treatment.equals(plain.treatment)
     assert relative.fields.equals(plain.fields), "what was imaged is no readout"
+
+
+@pytest.mark.parametrize("per", ["well", "field", "plate", "object"])
+def test_a_script_gets_the_table_that_the_command_writes(run: Run, tmp_path: Path, per: str) -> None:
+    pd.testing.assert_frame_equal(data_frame(run, per), wells_of(run, tmp_path, per=per), check_dtype=False)
 
 
 def test_quality_of_an_assay_is_that_of_the_formula(run: Run, tmp_path: Path) -> None:

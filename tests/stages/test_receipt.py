@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.convert.receipt import check_receipt, receipt_paths, write_receipt
 from hpc_isl.stages.convert.stage import convert
 from hpc_isl.stages.pack import pack
+from hpc_isl.stages.synthetic.stage import write as write_synthetic
 
 PATTERN = PatternRecipe(regex=r"(?P<well>\w\d\d)_w(?P<channel>\d)\.tif")
 
@@ -106,6 +108,29 @@ def test_files_that_were_exchanged_are_found_by_what_they_state(export: Path) ->
     plate = converted(export)
     assert write_receipt(plate, None, 1)["verdict"] == "INCOMPLETE"
     assert rows(plate)["B02_w1.tif"]["why"] == "states well B03, and is stored as B02"
+
+
+def test_a_file_with_planes_of_several_fields_is_counted_over_all_of_them(tmp_path: Path) -> None:
+    """Columbus may keep planes of several fields in one file; its index names the page of each."""
+    write_synthetic(tmp_path / "export", wells=2, fields=2, size=64, planes=1)
+    images = tmp_path / "export" / "Images"
+    index = images / "Index.idx.xml"
+    names = re.findall(r"<URL>(.*?)</URL>", index.read_text("utf-8-sig"))
+    pixels = [tifffile.imread(images / name) for name in names]
+    text = index.read_text("utf-8-sig")
+    for page, name in enumerate(names):
+        text = text.replace(f"<URL>{name}</URL>", f'<URL BufferNo="{page}">all.tif</URL>')
+        (images / name).unlink()
+    index.write_text(text)
+    for more, why in ((0, ""), (1, f"1 of its {len(names) + 1} planes are not stored")):
+        stack = np.stack([*pixels, *pixels[:more]])
+        tifffile.imwrite(images / "all.tif", stack, photometric="minisblack", metadata=None)
+        recipe = ConvertRecipe(source=tmp_path / "export", out=tmp_path / f"P{more}.zarr", reader="harmony")
+        convert(recipe, Attempt(Run(tmp_path / "runs" / "convert" / f"c{more}"), cpus=1))
+        write_receipt(recipe.out, None, 1)
+        row = rows(recipe.out)["Images/all.tif"]
+        assert (row["state"], row["why"]) == ("FAILED" if why else "stored equal", why)
+        assert row["where"].count("plane") == len(names)
 
 
 def test_files_that_are_stored_resampled_are_compared_and_are_no_originals(export: Path) -> None:

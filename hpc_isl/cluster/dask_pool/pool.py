@@ -244,7 +244,7 @@ def addresses() -> tuple[str, ...]:
         if link.family == socket.AF_INET
     ]
     outside = tuple(host for host in dict.fromkeys(by_name + by_link) if not host.startswith("127."))
-    return outside or ("127.0.0.1",)
+    return outside or (LOOPBACK,)
 
 
 def reached(address: SchedulerAddress, context: ssl.SSLContext) -> str | None:

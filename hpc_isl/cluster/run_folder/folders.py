@@ -119,7 +119,8 @@ def address(run: Run, *roots: Path) -> str:
     """Returns how to write the run on a command line: its name where that is unique, else its path."""
     for name in (run.label, _long(run)):
         with suppress(UserError):
-            if find(name, *roots).folder == run.folder:
+            # A word with = and no slash before it would be read as key=value.
+            if "=" not in name.partition("/")[0] and find(name, *roots).folder == run.folder:
                 return shlex.quote(name)
     return shlex.quote(str(run.folder))
 

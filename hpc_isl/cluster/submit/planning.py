@@ -241,7 +241,7 @@ def time_lines(request: RunRequest, plans: Mapping[str, Plan], roots: Sequence[P
         yield _message(request, estimates)
     else:
         hint = "" if request.site.executor == "slurm" else "; --dry-run --time tries it for ten seconds"
-        yield f"time: not known, for nothing like it was timed on such a machine yet{hint}"
+        yield f"time: not known, because nothing like it was timed on such a machine yet{hint}"
 
 
 def _message(request: RunRequest, times: Sequence[Estimate]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from math import isclose
 from operator import add
 from typing import Protocol
 
@@ -22,10 +21,19 @@ from hpc_isl.learning.data.fields import (
 )
 from hpc_isl.learning.data.pixels import Profile, estimate, numbers
 from hpc_isl.learning.data.split import Split
-from hpc_isl.learning.data.view import Foreground, Role, View, counts, measured_pixels, smallest
+from hpc_isl.learning.data.view import (
+    Foreground,
+    Role,
+    View,
+    counts,
+    measured_pixels,
+    same_pixel_size,
+    smallest,
+)
 from hpc_isl.plates.statistics import Histogram
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.training import DataRecipe, ForegroundRecipe, PlaneRecipe
+from hpc_isl.seeds import evenly_spread
 
 # Numbers of corrected pixels, which the index does not hold, come from so many training fields.
 SAMPLED_FIELDS = 64
@@ -84,8 +92,7 @@ def _pixel_um(indices: Sequence[Index], level: int) -> float | None:
     if not sizes:
         return None
     first_size, *further_sizes = sizes.values()
-    # Instruments round the size of a pixel.
-    if not all(isclose(size, first_size, rel_tol=0.05) for size in further_sizes):
+    if not all(same_pixel_size(size, first_size) for size in further_sizes):
         listed = ", ".join(f"{name} {size:g} µm" for name, size in sizes.items())
         raise UserError(f"the plates differ in the size of a pixel: {listed}; train on plates of one size")
     return first_size * (1 << level)
@@ -127,8 +134,7 @@ class _Training:
         if not fields:
             names = ", ".join(repr(role.channel) for role in view.sources)
             raise UserError(f"no training field has planes of {names}")
-        positions = np.linspace(0, len(fields) - 1, min(SAMPLED_FIELDS, len(fields))).round().astype(int)
-        return [field_view(view, *fields[number]) for number in positions]
+        return [field_view(view, *field) for field in evenly_spread(fields, SAMPLED_FIELDS)]
 
     def histogram(self, view: View, role: Role) -> Histogram:
         """Returns the histogram of a role's channel in the training fields of all plates."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import isclose, log, log1p
+from math import log, log1p
 from typing import Any
 
 import numpy as np
 
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.fields import field_view, image_key
-from hpc_isl.learning.data.view import View
+from hpc_isl.learning.data.view import View, same_pixel_size
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.statistics import PlaneStatistics
 from hpc_isl.plates.store import Index
@@ -70,7 +70,7 @@ def drift(reference: Reference, view: View, index: Index, keys: Sequence[FieldKe
         wells.setdefault(key.well, []).append(key)
     size = index.plate.pixel_um
     sizes_known = view.pixel_um is not None and size is not None
-    same_size = not sizes_known or isclose((size or 0) * (1 << view.level), view.pixel_um or 0, rel_tol=0.05)
+    same_size = not sizes_known or same_pixel_size((size or 0) * (1 << view.level), view.pixel_um or 0)
     rows = []
     for well, well_keys in wells.items():
         facts = list(_facts(view, index, well_keys))

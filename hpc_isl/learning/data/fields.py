@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
-from math import inf, isclose
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,16 @@ import numpy as np
 from hpc_isl.errors import UserError
 from hpc_isl.learning.data.pixels import REDUCE, Box, choose_planes, numbers, vendor_profile
 from hpc_isl.learning.data.split import Split
-from hpc_isl.learning.data.view import Numbers, Plane, Role, View, common, halved_shape, partnered
+from hpc_isl.learning.data.view import (
+    Numbers,
+    Plane,
+    Role,
+    View,
+    common,
+    halved_shape,
+    partnered,
+    same_pixel_size,
+)
 from hpc_isl.plates.plate import Field, FieldKey
 from hpc_isl.plates.statistics import Histogram, PlaneStatistics
 from hpc_isl.plates.store import Index
@@ -175,7 +184,7 @@ def image_key(key: FieldKey, role: Role) -> FieldKey:
 
 
 def level_on(view: View, index: Index, key: FieldKey) -> int:
-    """Returns the level of a field whose pixels have the size that the view was made for (within 5 %).
+    """Returns the level of a field whose pixels have the size that the view was made for.
 
     Raises:
         UserError: there is none.
@@ -184,8 +193,7 @@ def level_on(view: View, index: Index, key: FieldKey) -> int:
     if view.pixel_um is None or size is None:
         matching_levels = [view.level] if view.level < levels else []
     else:
-        # Instruments round the size of a pixel, hence 5 %.
-        matching_levels = [n for n in range(levels) if isclose(size * 2**n, view.pixel_um, rel_tol=0.05)]
+        matching_levels = [n for n in range(levels) if same_pixel_size(size * 2**n, view.pixel_um)]
     if matching_levels:
         return matching_levels[0]
     sizes_known = view.pixel_um is not None and size is not None

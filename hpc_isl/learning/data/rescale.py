@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, isclose
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError, nearest
 from hpc_isl.learning.data.fields import field_view, image_key, level_on
 from hpc_isl.learning.data.pixels import Box, Pixels
-from hpc_isl.learning.data.view import Role, View, stack
+from hpc_isl.learning.data.view import Role, View, same_pixel_size, stack
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 
@@ -119,7 +119,7 @@ class Scale:
 
 
 def scale_on(view: View, index: Index, key: FieldKey, pixel_um: float | None = None) -> Scale:
-    """Returns the scale of a field for a model: of the level whose pixels are the model's (within 5 %).
+    """Returns the scale of a field for a model: of the level whose pixels are the model's.
 
     If there is none, the coarsest level whose pixels are not larger than the model's is resampled. Where a
     size is not known, the level that the model was made for is read as it is.
@@ -137,7 +137,7 @@ def scale_on(view: View, index: Index, key: FieldKey, pixel_um: float | None = N
     # Level n has pixels of 2^n times the size.
     factors = [model_um / (plate_um * (1 << level)) for level in range(index.levels(at))]
     for level, factor in enumerate(factors):
-        if isclose(factor, 1, rel_tol=0.05):
+        if same_pixel_size(factor, 1):
             return _scale(index, at, level, 1.0)
     level = max((n for n, factor in enumerate(factors) if factor > 1), default=0)
     if factors[level] < 1:

@@ -296,7 +296,7 @@ def _messages(
     if dropped and foreground:
         names = listed([f"{field.plate} {field.key}" for field in dropped])
         yield (
-            f"{len(dropped)} of {many(len(kept_fields) + len(dropped), 'training field')} left out, for no "
+            f"{len(dropped)} of {many(len(kept_fields) + len(dropped), 'training field')} left out: no "
             f"crop has {_foreground_text(foreground)}: {names}"
         )
 
@@ -341,7 +341,7 @@ def permuted(fields: Sequence[FieldView], seed: int) -> tuple[list[FieldView], t
     if unmatched := [field for number, field in enumerate(fields) if number not in partners]:
         names = ", ".join(f"{field.plate} {field.key}" for field in unmatched[:LISTED])
         messages.append(
-            f"{many(len(unmatched), 'training field', 'is', 'are')} left out of the control, for no other "
+            f"{many(len(unmatched), 'training field', 'is', 'are')} left out of the control: no other "
             f"has their size: {names}" + (", …" * (len(unmatched) > LISTED))
         )
     return permuted_fields, tuple(messages)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class Foreground:
     role: Role
     threshold: float | None
     fraction: float
+
+
+def same_pixel_size(first: float, second: float) -> bool:
+    """Returns whether two edges of pixels are equal, within 5 %: instruments round them."""
+    return isclose(first, second, rel_tol=0.05)
 
 
 @dataclass(frozen=True)

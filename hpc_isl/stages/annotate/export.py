@@ -14,7 +14,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from hpc_isl.errors import UserError, many
+from hpc_isl.errors import many
+from hpc_isl.files import check_new_folder
 from hpc_isl.plates import store
 from hpc_isl.plates.atomic_directory import atomic_directory
 from hpc_isl.plates.plate import FieldKey
@@ -121,8 +122,7 @@ def _checked(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[FieldKey]
     """Returns the fields and the folder, after a look at both."""
     out = recipe.out
     assert out is not None
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out: {out} holds something already; name a new or an empty folder")
+    check_new_folder(out)
     keys = chosen(recipe.fields, index)
     problems = [
         f"{key} has {times} times; export is for fields of one time"

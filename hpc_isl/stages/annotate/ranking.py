@@ -101,7 +101,7 @@ def ranked(
     groups = list(strata) if strata is not None else [None] * len(features)
     second = np.zeros(len(features)) if residuals is None else residuals
     counts = Counter(groups[number] for number in annotated)
-    remaining = [number for number in range(len(features)) if number not in set(annotated)]
+    remaining = sorted({*range(len(features))} - {*annotated})
     picks: list[Pick] = []
     gap, nearest = np.full(len(features), np.inf), np.full(len(features), -1)
     for number in annotated:

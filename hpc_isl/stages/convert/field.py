@@ -90,5 +90,5 @@ def recorded_problems(image: Path, inputs: str) -> tuple[str, ...] | None:
     try:
         facts = read_group(image)["hpc_isl"]
         return tuple(facts.get("problems", ())) if facts["inputs"] == inputs else None
-    except (UserError, KeyError):
+    except (UserError, KeyError, TypeError):  # a record that is no mapping
         return None

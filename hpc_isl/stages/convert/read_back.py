@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,10 @@ class FieldCheck:
 class FieldResult:
     """The digest of a field's pixels, and of its files where they are, what is wrong, and what read them.
 
-    `resampled`: files of which the plate holds the pixels resampled, as was asked for.
+    Attributes:
+        pages: how many planes each file holds, those of other fields among them.
+        independent: files that state the well of all planes of this field, and it is the field's.
+        resampled: files of which the plate holds the pixels resampled, as was asked for.
     """
 
     key: FieldKey
@@ -46,6 +49,7 @@ class FieldResult:
     stored: Mapping[Path, list[str]]
     wrong: Mapping[Path, str]
     decoders: Mapping[Path, str]
+    pages: Mapping[Path, int]
     independent: frozenset[Path]
     resampled: frozenset[Path]
 
@@ -61,11 +65,13 @@ def compare_field(task: FieldCheck) -> FieldResult:
     places: dict[Path, list[str]] = defaultdict(list)
     wrong: dict[Path, str] = {}
     decoders: dict[Path, str] = {}
+    pages: dict[Path, int] = {}
     independent, rescaled = set(), set()
     for path, file_planes in _by_path(task.files).items():
         try:
             metadata = tiff_metadata.tried(path)
             header = planes.header(path) if isinstance(metadata, UserError) else metadata.header
+            pages[path] = header.pages
             for plane in file_planes:
                 pixels, decoders[path] = decoded(path, plane.page, header)
                 if plane.size is not None:
@@ -76,12 +82,10 @@ def compare_field(task: FieldCheck) -> FieldResult:
                 if not np.array_equal(pixels, stored[plane.time, plane.channel, plane.plane]):
                     wrong[path] = f"pixels differ from {place}"
                 places[path].append(place)
-            if header.pages > len(file_planes) and path not in wrong:
-                wrong[path] = f"{header.pages - len(file_planes)} of its {header.pages} planes are not stored"
         except UserError as error:
             wrong[path] = str(error)
             continue
-        stated_wells = _wells_stated(metadata)
+        stated_wells = _wells_stated(metadata, [plane.page for plane in file_planes])
         if stated_wells == {task.key.well}:
             independent.add(path)
         elif stated_wells:
@@ -89,8 +93,9 @@ def compare_field(task: FieldCheck) -> FieldResult:
     content = hashlib.sha256(f"{stored.dtype.name} {stored.shape}".encode())
     content.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).data)
     return FieldResult(
-        task.key, content.hexdigest(), places, wrong, decoders, frozenset(independent), frozenset(rescaled)
-    )
+        task.key, content.hexdigest(), places, wrong, decoders, pages, frozenset(independent),
+        frozenset(rescaled),
+    )  # fmt: skip
 
 
 def decoded(path: Path, page: int, header: planes.Header) -> tuple[NDArray[Any], str]:
@@ -114,10 +119,10 @@ def decoded(path: Path, page: int, header: planes.Header) -> tuple[NDArray[Any],
     return planes.read_plane(path, page), "own"
 
 
-def _wells_stated(metadata: TiffMetadata | UserError) -> set[str]:
-    """Returns the wells that a TIFF states of its planes, as "E07 : Site 1" does."""
+def _wells_stated(metadata: TiffMetadata | UserError, pages: Sequence[int]) -> set[str]:
+    """Returns the wells that a TIFF states of the planes on these pages, as "E07 : Site 1" does."""
     wells = set()
-    for plane in metadata.planes if isinstance(metadata, TiffMetadata) else ():
+    for plane in [metadata.planes[page] for page in pages] if isinstance(metadata, TiffMetadata) else ():
         with suppress(UserError):
             well = plane.label.partition(":")[0].strip()
             well_position(well)

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -208,20 +208,26 @@ def _rows(index: Index, survey: Survey, results: list[FieldResult], threads: int
 
 def _by_file(results: list[FieldResult]) -> dict[Path, Row]:
     """Returns what comparing fields has shown of each file."""
-    rows: dict[Path, Row] = {}
+    by_path: dict[Path, list[FieldResult]] = defaultdict(list)  # a file may hold planes of several fields
     for result in results:
         for path in result.stored.keys() | result.wrong.keys():
-            earlier = rows.get(path.resolve(), Row())  # a file may hold planes of several fields
-            why = result.wrong.get(path) or earlier.why
-            is_resampled = path in result.resampled or earlier.state == RESAMPLED
-            rows[path.resolve()] = Row(
-                state=WRONG if why else RESAMPLED if is_resampled else EQUAL,
-                where="; ".join([*filter(None, [earlier.where]), *result.stored.get(path, ())]),
-                why=why,
-                decoder=result.decoders.get(path, ""),
-                assignment="independent" if path in result.independent else "index only",
-            )
-    return rows
+            by_path[path].append(result)
+    return {path.resolve(): _compared_file(path, parts) for path, parts in by_path.items()}
+
+
+def _compared_file(path: Path, parts: list[FieldResult]) -> Row:
+    """Returns what comparing the fields of which a file holds planes has shown of it."""
+    places = [place for part in parts for place in part.stored.get(path, ())]
+    pages = max(part.pages.get(path, 0) for part in parts)
+    unstored = f"{pages - len(places)} of its {pages} planes are not stored" if pages > len(places) else ""
+    why = next((part.wrong[path] for part in parts if path in part.wrong), unstored)
+    return Row(
+        state=WRONG if why else RESAMPLED if any(path in part.resampled for part in parts) else EQUAL,
+        where="; ".join(places),
+        why=why,
+        decoder=next((part.decoders[path] for part in parts if path in part.decoders), ""),
+        assignment="independent" if all(path in part.independent for part in parts) else "index only",
+    )
 
 
 def _copied(row: Row, path: Path, copy: Path) -> Row:

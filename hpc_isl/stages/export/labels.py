@@ -16,6 +16,7 @@ import roifile
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.files import check_new_folder
 from hpc_isl.objects.tracing import Polygon, outlines
 from hpc_isl.plates import store
 from hpc_isl.plates.atomic_directory import atomic_directory
@@ -67,8 +68,7 @@ def export_labels(
     keys = [field.key for field in index.plate.fields if field.key in chosen]
     labelled = [key for key in keys if name in store.label_names(index.image(key))]
     _check(index, name, keys, labelled, form, bool(fields))
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out: {out} holds something already; name a new or an empty folder")
+    check_new_folder(out)
     if out.is_dir():
         out.rmdir()  # fails unless it is empty: nothing that came meanwhile is replaced
     count, processes = 0, cpus_here() if len(labelled) >= WORTH_PROCESSES else 1

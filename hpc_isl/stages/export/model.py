@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import hpc_isl
 from hpc_isl.errors import UserError, nearest
+from hpc_isl.files import check_new_folder
 from hpc_isl.learning.data.pixels import Pixels
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.learning.network.limits import STRIDE
@@ -54,8 +55,7 @@ def export_model(run: Run, out: Path, form: str = "onnx") -> ExportedModel:
         raise UserError(f"format={form}: no such format; {nearest(form, FORMATS)}")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"export model: {', '.join(missing)} is not installed: pip install 'hpc-isl[onnx]'")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out: {out} holds something already; name a new or an empty folder")
+    check_new_folder(out)
     run = model_run(run.folder)
     network, contract = load(run.model)
     if lines := [line for line, _ in resized_since(contract)]:

@@ -18,6 +18,7 @@ from hpc_isl.objects.matching import inside, object_scores
 from hpc_isl.objects.scores import mask_iou
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.run import Attempt
+from hpc_isl.seeds import evenly_spread
 from hpc_isl.stages.finetune.boxes import Box, by_field
 from hpc_isl.stages.finetune.inputs import FinetuneInputs
 from hpc_isl.stages.shared.decoding import decode, rule_of
@@ -101,8 +102,7 @@ def score_boxes(
 def _shown(boxes: Sequence[Box]) -> list[int]:
     """Returns the numbers of up to four boxes of the main labels, evenly spread, equal for every run."""
     main_numbers = [number for number, box in enumerate(boxes) if box.labels == boxes[0].labels]
-    indices = np.linspace(0, len(main_numbers) - 1, min(PANELS, len(main_numbers))).round().astype(int)
-    return [main_numbers[index] for index in indices]
+    return evenly_spread(main_numbers, PANELS)
 
 
 def _row(recipe: FinetuneRecipe, inputs: FinetuneInputs, box: Box, labels: Labels) -> Row:

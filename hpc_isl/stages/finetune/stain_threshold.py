@@ -15,6 +15,7 @@ from hpc_isl.errors import many
 from hpc_isl.learning.data.pixels import known_box
 from hpc_isl.objects.draft_labels import pieces_of
 from hpc_isl.objects.types import Floats, Pixels
+from hpc_isl.seeds import evenly_spread
 from hpc_isl.stages.shared.decoding import DRAFTED
 from hpc_isl.stages.shared.plate_views import PlateField, PlateViews
 
@@ -45,8 +46,7 @@ def held_out_fields(study: PlateViews) -> tuple[str, list[PlateField]]:
     # Test fields lend their stain alone, never a label. Without either part training fields must do.
     for part in ("validation", "test", "train"):
         if fields := study.fields(part):
-            indices = np.linspace(0, len(fields) - 1, min(MOST_FIELDS, len(fields))).round().astype(int)
-            return part, [fields[index] for index in indices]
+            return part, evenly_spread(fields, MOST_FIELDS)
     return "train", []
 
 

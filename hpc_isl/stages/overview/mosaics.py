@@ -15,6 +15,7 @@ from PIL import Image
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.pyramid import level_of_at_least
 from hpc_isl.plates.store import Index
+from hpc_isl.seeds import evenly_spread
 from hpc_isl.stages.shared.shown_plane import shown_plane
 
 EDGES = (256, 192, 128, 96, 80, 64, 48, 32, 24)
@@ -52,9 +53,9 @@ def mosaics(
     scales = {channel: contrast(index, [key for keys in wells.values() for key in keys], channel)
               for channel in channels}  # fmt: skip
     with ThreadPoolExecutor(THREADS) as pool:
-        chosen = np.unique(np.linspace(0, len(pairs) - 1, min(SAMPLE, len(pairs))).astype(int))
         samples = list(pool.map(
-            lambda at: thumbnail(index, *pairs[at], EDGES[0], scales[pairs[at][1]]), chosen,
+            lambda pair: thumbnail(index, pair[0], pair[1], EDGES[0], scales[pair[1]]),
+            evenly_spread(pairs, SAMPLE),
         ))  # fmt: skip
         edge = _edge([picture for picture in samples if picture is not None], len(pairs))
 

@@ -19,13 +19,12 @@ from hpc_isl.plates.plate import well_position
 from hpc_isl.stages.overview.mosaics import Mosaic
 from hpc_isl.stages.shared import heat_maps
 from hpc_isl.stages.shared.heat_maps import HeatMap
-from hpc_isl.stages.shared.pictures import INK, Html, join, page, save, tag
+from hpc_isl.stages.shared.pictures import DPI, INK, Html, join, page, save, tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 150
 MADE_BY = "UTC by overview"  # by which a later call knows its page
 MOST_SHEETS = 4  # channels in the picture
 SHEET = 975  # pixels that a sheet is wide in the picture, about

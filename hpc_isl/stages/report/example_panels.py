@@ -20,9 +20,9 @@ from hpc_isl.learning.data.samples import read
 from hpc_isl.learning.data.view import View
 from hpc_isl.objects.matching import match
 from hpc_isl.plates.store import label_names, open_plate, read_labels
-from hpc_isl.stages.report.score_figures import DPI, WIDTH, Picture, to_picture
+from hpc_isl.stages.report.score_figures import WIDTH, Picture, to_picture
 from hpc_isl.stages.report.sweep import Cell, Element, Sweep, rank
-from hpc_isl.stages.shared.pictures import INK
+from hpc_isl.stages.shared.pictures import DPI, INK
 from hpc_isl.stages.shared.plate_views import name_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import numpy as np
 
 from hpc_isl.files import read_json
 from hpc_isl.stages.report.score_figures import (
-    DPI,
     MARKS,
     WIDTH,
     Picture,
@@ -21,7 +20,7 @@ from hpc_isl.stages.report.score_figures import (
 )
 from hpc_isl.stages.report.sweep import Cell, Sweep
 from hpc_isl.stages.shared.following import LEFT_OUT
-from hpc_isl.stages.shared.pictures import Html, table
+from hpc_isl.stages.shared.pictures import DPI, Html, table
 from hpc_isl.stages.shared.pictures import picture as drawn
 
 PICTURE = "heights.png"

@@ -13,13 +13,12 @@ import numpy as np
 from hpc_isl.seeds import stream
 from hpc_isl.stages.report.statistics import Design, Difference, Results
 from hpc_isl.stages.report.sweep import Arm, Cell, N, Sweep, Truth
-from hpc_isl.stages.shared.pictures import INK
+from hpc_isl.stages.shared.pictures import DPI, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 150
 WIDTH = 9.7
 PALE = "#777777"
 # Okabe and Ito: told apart by all kinds of colour vision, and by their lightness within a pair of arms.

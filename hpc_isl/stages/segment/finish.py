@@ -21,6 +21,7 @@ from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey
 from hpc_isl.plates.plate_map import described
 from hpc_isl.plates.store import finalise, read_label_box
 from hpc_isl.run import Attempt, Run
+from hpc_isl.seeds import evenly_spread
 from hpc_isl.stages.segment import gather
 from hpc_isl.stages.segment.files import PLACE, Row, labels_name, maps_of, schema_file, write_csv
 from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs
@@ -189,9 +190,8 @@ def draw_objects(inputs: SegmentInputs, run: Run, rows: Sequence[Row]) -> dict[s
     ]
     if not fields or not inputs.keeps_labels:
         return {}
-    chosen = np.linspace(0, len(fields) - 1, min(FIELDS_SHOWN, len(fields))).round().astype(int)
     path = run.pictures / "objects.png"
-    _draw_panels([_panel(*fields[number]) for number in chosen], path)
+    _draw_panels([_panel(*field) for field in evenly_spread(fields, FIELDS_SHOWN)], path)
     return {"objects on images": path}
 
 

@@ -27,6 +27,7 @@ from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index
 from hpc_isl.recipes.segment import MeasureRecipe
 from hpc_isl.run import Run
+from hpc_isl.seeds import evenly_spread
 
 if TYPE_CHECKING:
     from hpc_isl.stages.segment.inputs import PlateInput, SegmentInputs
@@ -117,8 +118,7 @@ class Illumination:
             for key in self.keys
             if self.index.planes(key, number, 0) and not bad_flags & {*self.index.statistics[key].flags}
         ]
-        chosen = np.linspace(0, len(usable) - 1, min(len(usable), MOST_FIELDS)).round().astype(int)
-        return [usable[place] for place in chosen] if usable else []
+        return evenly_spread(usable, MOST_FIELDS)
 
     def profile(self, channel: str, run: Path) -> Profile | Path | None:
         """Returns the flat field of a channel: a profile, or a file; None: there is nothing to correct."""

@@ -156,16 +156,16 @@ def _features(
     """Returns the features of all objects, by label, measured in the block of their first row and column."""
     edge = segmenter.recipe.block_size
     boxes = _boxes(image.labels, edge)
-    owner = boxes[:, 0] // edge * (reader.shape[1] // edge + 1) + boxes[:, 1] // edge
+    owner = (boxes[:, 0] // edge * (reader.shape[1] // edge + 1) + boxes[:, 1] // edge).astype(np.int32)
+    owner[0] = -1  # the background belongs to no block
+    by_block = np.argsort(owner, kind="stable")[1:]
+    blocks, starts = np.unique(owner[by_block], return_index=True)
     parts = []
-    for block in np.unique(owner[1:]):
-        object_numbers = np.flatnonzero(owner == block)
-        # Label 0 is the background.
-        object_numbers = object_numbers[object_numbers > 0]
+    for block, object_numbers in zip(blocks, np.split(by_block, starts)[1:], strict=True):
         low, high = boxes[object_numbers, :2].min(0), boxes[object_numbers, 2:].max(0)
         box = (slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
         labels = np.asarray(image.labels[box])
-        labels = np.where((owner == block)[labels] & (labels > 0), labels, 0).astype(np.uint32)
+        labels = np.where(owner[labels] == block, labels, 0).astype(np.uint32)
         columns = measured_columns(reader, time, image.stain, labels, box)
         parts.append(columns | _confidence(segmenter, reader, task, image, box, object_numbers))
     if not parts:
@@ -200,16 +200,20 @@ def _confidence(
 
 def _boxes(labels: Labels, edge: int) -> NDArray[np.int64]:
     """Returns (label, (y0, x0, y1, x1)) of each object, background's among them; reads a block at a time."""
-    from skimage.measure import regionprops
+    import pandas as pd  # here, because a plan does not wait for it
+    from scipy.ndimage import find_objects
 
     grid = list(tiles(labels.shape, edge))
     last_label = max(int(labels[tile.own].max()) for tile in grid)
     boxes = np.tile(np.array([*labels.shape, 0, 0], np.int64), (last_label + 1, 1))
     for tile in grid:
         y, x = tile.own[0].start, tile.own[1].start
-        for region in regionprops(np.asarray(labels[tile.own]).astype(np.int64)):
-            y0, x0, y1, x1 = region.bbox
-            box = boxes[region.label]
-            box[:2] = np.minimum(box[:2], (y0 + y, x0 + x))
-            box[2:] = np.maximum(box[2:], (y1 + y, x1 + x))
+        # Numbered anew: find_objects has a place for every number up to the greatest, of the whole field.
+        own = np.asarray(labels[tile.own])
+        places, object_numbers = pd.factorize(own.ravel())
+        sides = find_objects(places.reshape(own.shape) + 1)
+        low = np.array([(rows.start + y, columns.start + x) for rows, columns in sides])
+        high = np.array([(rows.stop + y, columns.stop + x) for rows, columns in sides])
+        boxes[object_numbers, :2] = np.minimum(boxes[object_numbers, :2], low)
+        boxes[object_numbers, 2:] = np.maximum(boxes[object_numbers, 2:], high)
     return boxes

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_isl.files import now
-from hpc_isl.stages.shared.pictures import INK, Html, join, page, picture, save, tag
+from hpc_isl.stages.shared.pictures import DPI, INK, Html, join, page, picture, save, tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.ticker import Locator
 
-DPI = 150
 COLORS = "viridis"
 MISSING = "#e3e3e3"
 PARTIAL = "#d62728"  # edge of wells of which fields failed

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import: training starts without it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DPI = 150
 EDGE = 512
 MOST_PANELS = 2
 INK = "#333333"

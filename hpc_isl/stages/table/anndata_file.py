@@ -6,7 +6,6 @@ under the names that pycytominer has for it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +18,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
+from hpc_isl.files import partial_file
 from hpc_isl.stages.table import profiles
 from hpc_isl.stages.table.object_rows import ObjectRows
-from hpc_isl.stages.table.segmented_plates import MEDIAN, OBJECT, SegmentedPlate, mapped_columns
+from hpc_isl.stages.table.segmented_plates import CYTOPLASM, MEDIAN, OBJECT, SegmentedPlate, mapped_columns
 
 SUFFIX = ".h5ad"
 ROWS = 4096  # of a chunk
 NAMED_BY = ("plate", *OBJECT)
-CYTOPLASM = "cytoplasm_"
 GROUPS = {
     "count": r"objects|objects_per_field|objects_per_mm2|confluence",
     "shape": r"(centroid_.|area|perimeter|equivalent_diameter|orientation)_\w+|eccentricity|solidity",
@@ -133,17 +132,12 @@ def _file(path: Path) -> Iterator[Any]:
     """Yields an HDF5 file beside the path, which is renamed at the end."""
     import h5py  # comes with anndata
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with h5py.File(temporary, "w") as file:
+        with partial_file(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             yield file
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"out={path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finish(file: Any, obs: pd.DataFrame, features: Sequence[str], facts: Mapping[str, Any]) -> None:

@@ -16,8 +16,9 @@ from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.files import write_atomic
 from hpc_isl.plates.label_groups import slug
 from hpc_isl.run import Run
-from hpc_isl.stages.shared.heat_maps import DPI, HeatMap, PlateValues, draw_plates, page_of
-from hpc_isl.stages.shared.pictures import INK, Html, save
+from hpc_isl.seeds import evenly_spread
+from hpc_isl.stages.shared.heat_maps import HeatMap, PlateValues, draw_plates, page_of
+from hpc_isl.stages.shared.pictures import DPI, INK, Html, save
 from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS, SegmentedPlate
 
 COUNT = "objects"
@@ -85,8 +86,7 @@ def draw(
         for (name, *numbers), rows in wells.groupby(["plate", *image_keys], sort=False)
     }
     # Pictures of hundreds of plates are neither drawn in time nor read: some, spread evenly, are shown.
-    indices = np.linspace(0, len(groups) - 1, min(len(groups), MOST_MAPS)).round().astype(int)
-    shown_groups = {title: groups[title] for title in np.array(list(groups), object)[indices]}
+    shown_groups = dict(evenly_spread(list(groups.items()), MOST_MAPS))
     layouts = {plate.name: (plate.rows, plate.columns) for plate in plates}
 
     heat_maps, outputs = [], dict[str, Path]()

@@ -18,7 +18,7 @@ from pydantic import Field as Bound
 from hpc_isl.recipes.base import Fraction, Positive
 from hpc_isl.recipes.strict import Strict, parse, read_yaml
 from hpc_isl.stages.table.exclusion import Exclusions
-from hpc_isl.stages.table.profiles import readouts
+from hpc_isl.stages.table.profiles import SD_PER_MAD, readouts
 from hpc_isl.stages.table.segmented_plates import FLAG, IMAGE, SegmentedPlate
 
 Flag = Literal[
@@ -127,7 +127,7 @@ def out_of_focus(images: pd.DataFrame) -> pd.Series[Any]:
         if len(facts) < LEAST_FIELDS or usual.sharpness.median() < SHARP:
             continue  # it is not known what is usual
         logs = np.log(usual.sharpness.clip(lower=1e-3))
-        spread = 1.4826 * float(np.median(np.abs(logs - logs.median())))
+        spread = SD_PER_MAD * float(np.median(np.abs(logs - logs.median())))
         limit = float(np.exp(logs.median() - max(DEVIATIONS * spread, np.log(LEAST_FACTOR))))
         is_blurred = (facts.sharpness < limit) & (facts.contrast > STRUCTURE * usual.contrast.median())
         blurred.loc[facts.index] = blurred.loc[facts.index].fillna(value=False) | is_blurred

@@ -193,7 +193,7 @@ def _plate(folder: Path, facts: Mapping[str, Any]) -> SegmentedPlate:
     images = images.astype({"saturated": "boolean", "incomplete": "boolean", "focus": object})
     try:  # the plate map of the plate may have been corrected since; where the plate has gone, as it was
         plate_map = read_group(Path(facts["path"]))["hpc_isl"]["plate_map"]
-    except (UserError, KeyError):
+    except (UserError, KeyError, TypeError):
         plate_map = facts["plate_map"]
     return SegmentedPlate(
         facts["plate"], tuple(rows), tuple(columns), facts["pixel_um"], plate_map, table, images,
@@ -356,7 +356,7 @@ def _fields(images: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         rows["problem"] = problem.where(problem != "", None)
         return rows
     rows["fields"] = _count_fields(images, whole)
-    rows["lost_fields"] = _count_fields(images, whole | True) - rows.fields
+    rows["lost_fields"] = _count_fields(images, pd.Series(True, images.index)) - rows.fields
     if "excluded" in images:
         rows["excluded_fields"] = _count_fields(images, images.excluded)
         rows["lost_fields"] -= rows.excluded_fields

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from hpc_isl import __version__
 from hpc_isl.errors import UserError, many, nearest
-from hpc_isl.files import write_atomic
+from hpc_isl.files import partial_file, write_atomic
 from hpc_isl.run import Run
 from hpc_isl.stages.table import anndata_file, plate_maps, profiles
 from hpc_isl.stages.table.exclusion import Exclusions, read_exclusions, warnings
@@ -116,19 +115,30 @@ def after_segmenting(run: Run) -> dict[str, Path]:
 
 
 def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
-    """Returns the table instead of writing it; all objects of a run must fit into memory.
+    """Returns the table that `table` writes by default; all objects of a run must fit into memory.
 
     Raises:
         UserError: as `table` does.
     """
     _check_per(per)
-    plates, _, _ = _selected(run, segmented_plates(run), QcRules(), None)
+    rules = QcRules()
+    plates, _, _ = _selected(run, segmented_plates(run), rules, None)
+    if per == "well":
+        wells = enough(rows_of(plates, per), rules)
+        return _with_relative(wells, profiles.normalised(wells, profiles.usual_method(wells)[0]))
     if per != "object":
         return rows_of(plates, per)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "objects.parquet"
         write_objects(path, plates, lambda columns: {})
         return pd.read_parquet(path)
+
+
+def _with_relative(wells: pd.DataFrame, relative: profiles.Relative) -> pd.DataFrame:
+    """Returns the wells with their relative readouts, if there are any, beside the plain ones."""
+    if relative.wells is wells:  # nothing to compare with
+        return wells
+    return wells.join(relative.wells[profiles.readouts(wells)].add_prefix(profiles.BESIDE))
 
 
 def _check_per(per: str) -> None:
@@ -147,7 +157,7 @@ def _write(
     relative = profiles.normalised(wells, method)
     adds_columns = method != "none" and form.normalise is None and form.names == "plain"
     if adds_columns:
-        wells = wells.join(relative.wells[profiles.readouts(wells)].add_prefix(profiles.BESIDE))
+        wells = _with_relative(wells, relative)
     columns = plate_maps.columns_of(heat_maps, wells)
     rows = wells if per in ("well", "object") else rows_of(plates, per)
     if form.names == "anndata":
@@ -316,15 +326,10 @@ def write_objects(
 @contextmanager
 def _stream_to(path: Path, schema: pa.Schema) -> Iterator[Any]:
     """Yields a writer to a file beside the path, which is renamed at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with partial_file(path) as temporary:
         if path.suffix == ".parquet":
             writer = pq.ParquetWriter(temporary, schema, compression="zstd")
         else:
             writer = pc.CSVWriter(temporary, schema, write_options=pc.WriteOptions(quoting_style="needed"))
         with writer:
             yield writer
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
