@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from hpc_isl.errors import UserError
+from hpc_isl.files import csv_rows
 from hpc_isl.plates.plate import (
     MOST_COLUMNS,
     MOST_ROWS,
@@ -378,7 +379,7 @@ def _find_htd(below: Folder) -> Htd | None:
         text = content.decode("cp1252", errors="replace")
     try:
         # A space follows each comma; without `skipinitialspace` quotes behind it would be part of the value.
-        lines = list(csv.reader(text.splitlines(), skipinitialspace=True))
+        lines = csv_rows(text, skipinitialspace=True)
     except csv.Error as error:
         raise UserError(f"{path} cannot be understood: {error}") from None
     facts = {line[0]: [value.strip() for value in line[1:]] for line in lines if len(line) > 1}
