@@ -314,7 +314,7 @@ def merged(exports: Sequence[Export], names: Sequence[str]) -> Export:
     for export in exports:
         for channel in export.plate.channels:
             channels.setdefault(channel.name, channel)
-    parts = [_as_acquisition(export, number, list(channels)) for number, export in enumerate(exports)]
+    parts = [as_acquisition(export, number, list(channels)) for number, export in enumerate(exports)]
     first = exports[0].plate
     plate = replace(
         first,
@@ -352,7 +352,7 @@ def _check_same_plate(exports: Sequence[Export], names: Sequence[str]) -> None:
             )
 
 
-def _as_acquisition(export: Export, number: int, channels: Sequence[str]) -> Export:
+def as_acquisition(export: Export, number: int, channels: Sequence[str]) -> Export:
     """Returns the export as acquisition `number` of a plate with these channels."""
     indices = [channels.index(channel.name) for channel in export.plate.channels]
     fields = tuple(
