@@ -26,12 +26,12 @@ from hpc_isl.plates.nodes import ArrayFacts, ome_attributes
 from hpc_isl.plates.other_image import OtherImage, read_image
 from hpc_isl.plates.plate import (
     FORMATS,
-    TRANSMITTED,
     Channel,
     Field,
     FieldKey,
     Plate,
     Problem,
+    is_transmitted,
     layout,
     normal_well,
     well_name,
@@ -284,7 +284,7 @@ def _channels(images: Sequence[OtherImage], transmitted: Sequence[str] | None) -
         if name not in colors:
             raise UserError(f"transmitted: the plate has no channel {name!r}; {nearest(name, colors)}")
     return tuple(
-        Channel(name, not TRANSMITTED.search(name) if transmitted is None else name not in transmitted, color)
+        Channel(name, not is_transmitted(name) if transmitted is None else name not in transmitted, color)
         for name, color in colors.items()
     )
 

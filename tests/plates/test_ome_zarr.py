@@ -351,6 +351,31 @@ def test_names_of_channels_that_changed_are_taken_over_everywhere(index: Index, 
     assert validate(other, deep=True) == []
 
 
+def test_a_correction_stays_where_names_of_channels_are_understood_in_another_way(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions differ in which names mean transmitted light; the plate says nothing new by that."""
+    other = write_other(index, tmp_path / "P01.zarr")
+    monkeypatch.setattr(ome_zarr, "is_transmitted", lambda name: False)
+    adopted(other)
+    metadata_edit(other, ["transmitted=[DAPI]"]).apply()
+    monkeypatch.undo()
+    assert {c.name for c in adopted(other).plate.channels if not c.fluorescent} == {"DAPI"}
+
+
+def test_channels_called_bf_or_bright_field_are_label_free(index: Index, tmp_path: Path) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    names = iter(("BF", "Bright Field", "GFP"))
+    labels = {channel.name: next(names) for channel in index.plate.channels}
+
+    def rename(content: dict[str, Any]) -> None:
+        for entry in content["omero"]["channels"]:
+            entry["label"] = labels[entry["label"]]
+
+    _images_say(other, rename)
+    assert [c.fluorescent for c in ome_zarr.read(other).plate.channels] == [False, False, True]
+
+
 def test_corrections_by_set_are_never_laid_over_a_plate_that_says_something_else(
     index: Index, tmp_path: Path
 ) -> None:

@@ -8,10 +8,17 @@ from itertools import pairwise
 from typing import Any
 
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.plates.plate import Export, Field, FieldKey, PlaneFile, Plate, well_name, well_position
+from hpc_isl.plates.plate import (
+    BY_CHANNEL,
+    Export,
+    Field,
+    FieldKey,
+    PlaneFile,
+    Plate,
+    well_name,
+    well_position,
+)
 from hpc_isl.plates.readers.plane_checks import listed
-
-PER_CHANNEL = ("planes", "times", "z_um", "projections")  # what a field's details hold for each channel
 
 
 @dataclass(frozen=True)
@@ -136,10 +143,11 @@ def _files(
 
 def _plate(plate: Plate, channels: Sequence[int], planes: Sequence[int]) -> Plate:
     chosen = tuple(plate.channels[number] for number in channels)
-    names = {channel.name for channel in chosen}
+    omitted = {channel.name for channel in plate.channels} - {channel.name for channel in chosen}
     details = dict(plate.details)
-    if isinstance(details.get("channels"), Mapping):  # what the vendor states of each
-        details["channels"] = {name: facts for name, facts in details["channels"].items() if name in names}
+    # What the vendor states of each. Numbers of the vendor's, as CellVoyager's Ch1, are no names, and stay.
+    if isinstance(stated := details.get("channels"), Mapping):
+        details["channels"] = {name: facts for name, facts in stated.items() if name not in omitted}
     steps, plane_um = {upper - lower for lower, upper in pairwise(planes)}, None
     if plate.plane_um is not None and len(steps) < 2:
         plane_um = round(plate.plane_um * max(steps, default=1), 4)
@@ -157,7 +165,7 @@ def _field(
         plate.channels[number].name: field.planes(plate.channels[number].name) for number in channels
     }
     times_of: Mapping[str, Collection[int]] = details.get("times", {})
-    for fact in PER_CHANNEL:
+    for fact in BY_CHANNEL:
         if fact in details:
             details[fact] = {name: values for name, values in details[fact].items() if name in imaged_planes}
     details["planes"], details["times"] = {}, {}

@@ -15,7 +15,16 @@ from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import FORMATS, Channel, Export, FieldKey, color_of, well_name, well_position
+from hpc_isl.plates.plate import (
+    FORMATS,
+    Channel,
+    Export,
+    FieldKey,
+    color_of,
+    is_transmitted,
+    well_name,
+    well_position,
+)
 from hpc_isl.plates.readers import export, fields, ome_xml
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_files, unnamed
@@ -200,7 +209,7 @@ def _channels_of(image: ome_xml.OmeImage, channels: dict[str, Channel]) -> None:
             continue
         excitation, emission = image.channel_nm[index] if index < len(image.channel_nm) else (None, None)
         light = image.illumination[index] if index < len(image.illumination) else ""
-        fluorescent = light != "Transmitted" and not fields.is_transmitted(name)
+        fluorescent = light != "Transmitted" and not is_transmitted(name)
         channels[name] = Channel(
             name, fluorescent, color_of(fluorescent, emission), excitation_nm=excitation, emission_nm=emission
         )
