@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.metadata import field_facts
-from hpc_isl.plates.planes import header, read_plane
+from hpc_isl.plates.nodes import files_digest
+from hpc_isl.plates.planes import Header, header, read_plane
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, PlaneIndex
 
 Kind = tuple[str, int, int]  # dtype, y, x
@@ -90,9 +92,10 @@ def assemble(
     pixels: NDArray[Any] | None = None
     places: set[PlaneIndex] = set()
     dtype = np.result_type(*{kinds[file][0] for file in usable}) if usable else None
+    digests = _array_digests(usable)
     for file in usable:
         try:
-            plane = read_plane(file.path, file.page)
+            plane = read_plane(file.path, file.page, digest=digests.get(file.path, ""))
             plane = plane if file.size is None else resampled(plane, (field.shape[3], field.shape[4]))
         except UserError as error:
             problems.append(str(error))
@@ -114,14 +117,31 @@ def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]
     """
     kinds: dict[PlaneFile, Kind] = {}
     problems = []
+    headers: dict[Path, Header | UserError] = {}  # one for all planes of a file
     for file in files:
-        try:
-            shape, dtype, _ = header(file.path)
-        except UserError as error:
-            problems.append(str(error))
+        if file.path not in headers:
+            try:
+                headers[file.path] = header(file.path)
+            except UserError as error:
+                headers[file.path] = error
+        stated = headers[file.path]
+        if isinstance(stated, UserError):
+            problems.append(str(stated))
         else:
-            kinds[file] = (dtype, *shape)
+            kinds[file] = (stated.dtype, *stated.shape)
     return kinds, problems
+
+
+def _array_digests(files: Sequence[PlaneFile]) -> dict[Path, str]:
+    """Returns the digest of each array of OME-Zarr among files of several planes."""
+    # For each plane anew, a field would cost the square of its planes in looks at files.
+    counts = Counter(file.path for file in files)
+    digests = {}
+    for path, count in counts.items():
+        if count > 1 and path.is_dir():
+            with suppress(OSError):  # reading it names the fault
+                digests[path] = files_digest(path)
+    return digests
 
 
 def _agreeing(

@@ -69,8 +69,9 @@ def header(path: Path, drawn: bool = False) -> Header:
     """
     with named_file(path):
         if path.is_dir():  # an array of OME-Zarr, whose planes are counted along t, c and z
-            times, channels, depth, *plane = _image_in(path).shape
-            return Header((plane[0], plane[1]), _image_in(path).arrays[0].dtype, times * channels * depth)
+            image = _image_in(path)
+            times, channels, depth, y, x = image.shape
+            return Header((y, x), image.arrays[0].dtype, times * channels * depth)
         kind = file_kind(path)
         if kind == "dib":
             shape, depth, _ = read_header(path)
@@ -87,18 +88,18 @@ def header_of(stored: list[StoredPlane]) -> Header:
     return Header(page.shape[:2], "uint8" if page.dtype == bool else page.dtype.name, len(stored))
 
 
-def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
+def read_plane(path: Path, page: int = 0, drawn: bool = False, digest: str = "") -> np.ndarray:
     """Returns one plane as (y, x), in the machine's byte order; the pixels are exactly the file's.
 
     Pixels of one bit become uint8. `drawn`: as for `header`; then numbers in the palette, or colours
-    (y, x, samples).
+    (y, x, samples). `digest`: of the files of an array of OME-Zarr, where it has just been taken.
 
     Raises:
         UserError: as `header`, and where compressed pixels do not decode or there is no such plane.
     """
     with named_file(path):
         if path.is_dir():
-            pixels = _pixels_in(path, files_digest(path))
+            pixels = _pixels_in(path, digest or files_digest(path))
             return np.asarray(pixels.reshape(-1, *pixels.shape[-2:])[page])
         kind = file_kind(path)
         if kind == "dib":

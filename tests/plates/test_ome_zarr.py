@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ import zarr
 from other_plates import group, snapshot, whole, write_other
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import ome_zarr
+from hpc_isl.plates import assemble, ome_zarr, planes
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
+from hpc_isl.plates.readers import ome_zarr as ome_zarr_reader
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import (
     Index,
@@ -260,6 +262,29 @@ def test_converting_such_a_plate_gives_the_same_plate(chunk: int, index: Index, 
     assert "nothing to convert" in convert_stage.plan(load("convert", None, words)).messages[-1]
     with pytest.raises(UserError, match="has no layout that is known"):
         convert_stage.plan(load("convert", None, [f"source={index.path}", f"out={tmp_path}/x.zarr"]))
+
+
+def test_an_image_of_many_planes_is_looked_at_as_often_as_one_of_few(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    export = ome_zarr_reader.read(other)
+    field, looks = export.plate.fields[0], Counter[str]()
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: (looks.update([name]), function(*given))[1])
+
+    for module, name in ((assemble, "files_digest"), (planes, "files_digest"), (planes, "read_image")):
+        counted(module, name)
+    names, files = [channel.name for channel in export.plate.channels], export.files[field.key]
+    pixels = assemble.assemble(field, files, names).pixels
+    assert len(files) == 6
+    assert looks == {"files_digest": 1, "read_image": 2}, "for the sizes, and for the pixels"
+    array = zarr.open_array(files[0].path, mode="r+")
+    array[0, 1, 0, 5, 6] = pixels[0, 1, 0, 5, 6] + 1
+    again = assemble.assemble(field, files, names).pixels
+    assert np.argwhere(again != pixels).tolist() == [[0, 1, 0, 5, 6]], "a later look sees what has changed"
 
 
 # ---------------------------------------------------------------- where the index lies
