@@ -237,6 +237,11 @@ def test_sizes_without_a_unit_are_not_invented(index: Index, tmp_path: Path) -> 
     assert {field.position_um for field in found.plate.fields} == {None}
 
 
+@pytest.mark.parametrize(("unit", "um"), [("micrometre", 0.65), ("Å", 0.65e-4), ("inch", 0.65 * 25400)])
+def test_units_are_those_that_vendors_write_too(unit: str, um: float, index: Index, tmp_path: Path) -> None:
+    assert ome_zarr.read(write_other(index, tmp_path / "P", unit=unit)).plate.pixel_um == pytest.approx(um)
+
+
 def test_channels_without_names_are_numbered(index: Index, tmp_path: Path) -> None:
     other = write_other(index, tmp_path / "P01.zarr")
     for image in other.glob("*/*/[0-9]"):

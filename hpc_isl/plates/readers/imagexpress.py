@@ -35,7 +35,7 @@ from hpc_isl.plates.readers.export import Described, Layout, stated_layout
 from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_file
 from hpc_isl.plates.readers.plane_checks import listed
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
-from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, number
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, number, whole
 
 _GUID = r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}"
 _PATH = re.compile(
@@ -322,7 +322,9 @@ class Htd:
         Raises:
             UserError: numbers that are none, or a well outside the plate.
         """
-        rows, columns = self._whole("YWells"), self._whole("XWells")
+        rows, columns = (
+            whole({key: self.first(key)}, key, str(self.path), 0) for key in ("YWells", "XWells")
+        )
         if not rows or not columns:
             return layout(set(wells))
         if rows > MOST_ROWS or columns > MOST_COLUMNS:
@@ -351,12 +353,6 @@ class Htd:
         if lacking := sorted(selected - set(wells), key=well_position):
             count = f"{len(selected)} wells; {len(lacking)} of them"
             yield f"the HTD selects {count} have no files ({listed(lacking)})"
-
-    def _whole(self, key: str) -> int:
-        text = self.first(key)
-        if text and not re.fullmatch(r"\d{1,6}", text):
-            raise UserError(f"{self.path}: {key} is {text!r}; a whole number is expected")
-        return int(text or 0)
 
 
 def _find_htd(below: Folder) -> Htd | None:

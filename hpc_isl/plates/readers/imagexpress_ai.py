@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,7 +20,7 @@ from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, Export, Field
 from hpc_isl.plates.readers import export, fields
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder, unnamed
-from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, micrometres, number, position
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, micrometres, number, position, utc_moment
 
 _NEEDED = ("Row", "Column", "Field", "Wavelength", "Timepoint", "ZIndex", "ImageFileName")
 Row = Mapping[str, str]
@@ -162,20 +161,13 @@ def _described(row: Row, path: Path) -> Described:
     metadata = PlaneMetadata(
         center_um=position(y, x),
         z_um=number(row.get("PositionZUm")),
-        moment=_moment(number(row.get("TimeStampSec"))),
+        # In UTC: the run's own date is local, and its offset is wrong.
+        moment=utc_moment(number(row.get("TimeStampSec"))),
         exposure_s=None if exposure is None else round(exposure / 1000, 7),
     )
     key = FieldKey(well_name(int(row["Row"]) - 1, int(row["Column"]) - 1), str(int(row["Field"])))
     time, channel, plane = (int(row[name]) for name in ("Timepoint", "Wavelength", "ZIndex"))
     return Described(key, path, time, channel, plane, metadata)
-
-
-def _moment(seconds: float | None) -> str:
-    # Seconds since 1970 give a moment in UTC: the run's own date is local, and its offset is wrong.
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else ""
-    except (ValueError, OverflowError, OSError):
-        return ""
 
 
 def _size(row: Row) -> tuple[int, int] | None:
@@ -210,7 +202,7 @@ def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[in
         if planned_name and stated_names[wave] and planned_name != stated_names[wave]:
             remarks.append(
                 f"wavelength {wave} is {planned_name!r} in the .jdce, "
-                f"{stated_names[wave]!r} in the CSV; the one is kept"
+                f"{stated_names[wave]!r} in the CSV; {planned_name!r} is kept"
             )
         name = fields.unique(
             planned_name or stated_names[wave] or f"w{wave}", [c.name for c in channels.values()]

@@ -293,7 +293,8 @@ def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
         if numbers and len(numbers) < len(names):  # they would put two wells into one
             named_well = min(text for text in names if not text.isdecimal())
             raise UserError(
-                f"some wells are numbers ({numbers[0]}), some are names ({named_well}): one of both"
+                f"some wells are numbers ({numbers[0]}), some are names ({named_well}): write all as numbers "
+                "or all as names"
             )
         rows, columns = layout(set(names.values()), recipe.wells_on_plate)
         return Wells(rows, columns, names, {})
