@@ -57,11 +57,11 @@ def usual_types(files: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, dict
         step = max(1, (len(candidates) - 1) // (_SAMPLES - 1))
         kinds, _ = _kinds(candidates[::step][: _SAMPLES + 1])
         if kinds:
-            types.setdefault(acquisition, {})[channel] = _usual(kind[0] for kind in kinds.values())
+            types.setdefault(acquisition, {})[channel] = _most_common(kind[0] for kind in kinds.values())
     return types
 
 
-def _usual(kinds: Iterable[T]) -> T:
+def _most_common(kinds: Iterable[T]) -> T:
     return Counter(kinds).most_common(1)[0][0]
 
 
@@ -157,18 +157,19 @@ def _agreeing(
     if {kind[0] for kind in kinds.values()} == {field.dtype}:
         known_types = {}
     size = field.shape[3], field.shape[4]
-    odd_sizes = [f"{file.path} is {_described(kind)}, {file.size[0]} × {file.size[1]} are expected"
+    odd_sizes = [f"{file.path} is {_kind_text(kind)}, {file.size[0]} × {file.size[1]} are expected"
            for file, kind in kinds.items() if file.size is not None and kind[1:] != file.size]  # fmt: skip
     if odd_sizes:
         return [], odd_sizes
     kinds = {file: kind if file.size is None else (kind[0], *size) for file, kind in kinds.items()}
-    shape = _usual(kind[1:] for kind in kinds.values())
+    shape = _most_common(kind[1:] for kind in kinds.values())
     if shape != field.shape[-2:]:
-        usual_kind = _usual(kinds.values())
+        usual_kind = _most_common(kinds.values())
         stated_kind = (usual_kind[0], *field.shape[-2:])
-        return [], [f"its planes are {_described(usual_kind)}, the export says {_described(stated_kind)}"]
+        return [], [f"its planes are {_kind_text(usual_kind)}, the export says {_kind_text(stated_kind)}"]
     types = {
-        channel: known_types.get(channel) or _usual(k[0] for f, k in kinds.items() if f.channel == channel)
+        channel: known_types.get(channel)
+        or _most_common(k[0] for f, k in kinds.items() if f.channel == channel)
         for channel in {file.channel for file in kinds}
     }
     usable, complaints = [], []
@@ -177,7 +178,7 @@ def _agreeing(
         if kind == usual_kind:
             usable.append(file)
         else:
-            complaints.append(f"{file.path} is {_described(kind)}, other planes are {_described(usual_kind)}")
+            complaints.append(f"{file.path} is {_kind_text(kind)}, other planes are {_kind_text(usual_kind)}")
     return usable, complaints
 
 
@@ -210,5 +211,5 @@ def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> s
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _described(kind: Kind) -> str:
+def _kind_text(kind: Kind) -> str:
     return f"{kind[0]} of {kind[1]} × {kind[2]} pixels"

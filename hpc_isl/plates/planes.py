@@ -103,14 +103,14 @@ def read_plane(path: Path, page: int = 0, drawn: bool = False, digest: str = "")
             return np.asarray(pixels.reshape(-1, *pixels.shape[-2:])[page])
         kind = file_kind(path)
         if kind == "dib":
-            return _plain(decode(path), path)
+            return _checked_plane(decode(path), path)
         if kind == "png":
-            return _plain(_decoded_png(path, drawn), path, drawn)
+            return _checked_plane(_decoded_png(path, drawn), path, drawn)
         with tifffile.TiffFile(path) as tiff:
             stored = stored_planes(tiff, drawn)
             if not 0 <= page < len(stored):
                 raise UserError(f"{path} has {len(stored)} pages; there is no page {page}")
-            return _plain(_decoded(tiff, stored[page]), path, drawn)
+            return _checked_plane(_decoded(tiff, stored[page]), path, drawn)
 
 
 def _image_in(array: Path) -> OtherImage:
@@ -307,7 +307,7 @@ def _decoded(tiff: Any, stored: StoredPlane) -> np.ndarray:
     return pixels.reshape(page.shape)
 
 
-def _plain(pixels: np.ndarray, path: Path, drawn: bool = False) -> np.ndarray:
+def _checked_plane(pixels: np.ndarray, path: Path, drawn: bool = False) -> np.ndarray:
     if pixels.ndim != 2 and not (drawn and pixels.ndim == 3):
         raise UserError(f"{path} decodes to {pixels.shape}; a plane (y, x) is expected")
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))

@@ -48,7 +48,7 @@ def chosen_part(export: Export, choice: Choice) -> Export:
     remarks = []
     if choice.fields is not None:
         keys, total = _fields(export, choice.fields), len(export.plate.fields)
-        export = _keep(export, keys)
+        export = _with_fields(export, keys)
         if len(keys) < total:
             remarks.append(f"fields: {len(keys)} of {total} are chosen, the others are left out")
     plate = export.plate
@@ -63,7 +63,7 @@ def chosen_part(export: Export, choice: Choice) -> Export:
         if omitted := [str(value) for number, value in enumerate(values) if number not in chosen]:
             remarks.append(f"{kind}: {listed(omitted)} {'is' if len(omitted) == 1 else 'are'} left out")
     if (len(channels), len(times), len(planes)) != (len(names), len(ranges[0]), len(ranges[1])):
-        export = _part(export, channels, times, planes)
+        export = _with_chosen_planes(export, channels, times, planes)
         remaining = {field.key for field in export.plate.fields}
         if emptied := [str(field.key) for field in plate.fields if field.key not in remaining]:
             remarks.append(f"fields that have nothing of it are left out: {len(emptied)} ({listed(emptied)})")
@@ -86,7 +86,7 @@ def _fields(export: Export, choices: Sequence[str]) -> set[FieldKey]:
     return chosen
 
 
-def _keep(export: Export, keys: set[FieldKey]) -> Export:
+def _with_fields(export: Export, keys: set[FieldKey]) -> Export:
     problems = tuple(problem for problem in export.problems if problem.key in keys)
     return replace(export, plate=export.plate.keep(keys), problems=problems)
 
@@ -104,7 +104,9 @@ def _numbers(kind: str, chosen: Sequence[Any] | None, values: Sequence[Any]) -> 
 # ---------------------------------------------------------------- channels, times and planes
 
 
-def _part(export: Export, channels: Sequence[int], times: Sequence[int], planes: Sequence[int]) -> Export:
+def _with_chosen_planes(
+    export: Export, channels: Sequence[int], times: Sequence[int], planes: Sequence[int]
+) -> Export:
     ranks = [{number: rank for rank, number in enumerate(numbers)} for numbers in (times, channels, planes)]
     files = {key: _files(plane_files, *ranks) for key, plane_files in export.files.items()}
     plate = _plate(export.plate, channels, planes)

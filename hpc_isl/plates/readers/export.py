@@ -89,7 +89,7 @@ def build(
     # Channels that no image shows are no channels of the plate.
     used = {plane.channel for plane in planes}
     assert used <= channels.keys(), f"planes of channels {used - channels.keys()} that are not described"
-    channels, name_remarks = _told_apart({n: channel for n, channel in channels.items() if n in used})
+    channels, name_remarks = _with_unique_names({n: channel for n, channel in channels.items() if n in used})
     usual_paths = [plane.path for plane in planes if plane.channel not in resampled]
     pixel_um, edge_remarks = fields.pixel_edge(edges[path] for path in usual_paths if path in edges)
     names = [channel.name for channel in channels.values()]
@@ -139,7 +139,7 @@ def build(
     )
 
 
-def _told_apart(channels: Mapping[int, Channel]) -> tuple[dict[int, Channel], list[str]]:
+def _with_unique_names(channels: Mapping[int, Channel]) -> tuple[dict[int, Channel], list[str]]:
     """Returns the channels with unique names, and a remark on each that was renamed."""
     unique_channels: dict[int, Channel] = {}
     remarks = []

@@ -96,7 +96,7 @@ def read(folder: Path, resample: bool = False) -> Export:
     htd = _find_htd(below)
     files, left_out = _files(below)
     metadata, unreadable = tiff_metadata.read_single([file.path for file in files])
-    files, misplaced = _where_they_say(files, metadata)
+    files, misplaced = _with_agreeing_labels(files, metadata)
     acquisitions = {name: number for number, name in enumerate(sorted({file.folder for file in files}))}
     planes, copies = _planes(files, metadata, htd, acquisitions)
     channels, channel_remarks = _channels(files, planes, metadata, htd)
@@ -150,7 +150,7 @@ def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
     return files, left_out
 
 
-def _where_they_say(
+def _with_agreeing_labels(
     files: Sequence[_File], metadata: Mapping[Path, TiffMetadata]
 ) -> tuple[list[_File], list[Problem]]:
     """Returns the files whose name and stage label agree, and the others as problems."""
@@ -192,7 +192,7 @@ def _planes(
     planes = [
         Described(
             FieldKey(file.well, file.site, acquisitions[file.folder]), file.path, file.time or 0, file.wave,
-            _step(file, metadata, alone=plane_counts[*file.place, file.time] == 1),
+            _plane_number(file, metadata, alone=plane_counts[*file.place, file.time] == 1),
             metadata[file.path].planes[0] if file.path in metadata else PlaneMetadata(),
         )
         for file in kept_files
@@ -238,7 +238,7 @@ def _is_projection(
     return file.step == 0 or (file.step is None and (*file.place, file.time) in stepped)
 
 
-def _step(file: _File, metadata: Mapping[Path, TiffMetadata], alone: bool) -> int:
+def _plane_number(file: _File, metadata: Mapping[Path, TiffMetadata], alone: bool) -> int:
     """Returns the number of a plane: its folder's, or that of its file where it is alone in its channel."""
     if not alone:
         return file.step or 1

@@ -273,16 +273,16 @@ def _nanometres(facts: Facts) -> float | None:
 
 
 def _details(facts: Mapping[str, Facts]) -> dict[str, object]:
-    def of(tag: str, *names: str) -> str:
+    def stated(tag: str, *names: str) -> str:
         return " ".join(filter(None, (facts.get(tag, {}).get(name, "").strip() for name in names)))
 
     return {
         "reader": "incell",
         "instrument": "IN Cell Analyzer",
-        "software": of("Application", "name", "software_version"),
-        "objective": of("ObjectiveCalibration", "objective_name"),
-        "numerical aperture": of("ObjectiveCalibration", "numerical_aperture"),
-        "binning": of("Binning", "value"),
-        "camera": of("Camera", "name"),
-        "plate type": of("Plate", "name"),
+        "software": stated("Application", "name", "software_version"),
+        "objective": stated("ObjectiveCalibration", "objective_name"),
+        "numerical aperture": stated("ObjectiveCalibration", "numerical_aperture"),
+        "binning": stated("Binning", "value"),
+        "camera": stated("Camera", "name"),
+        "plate type": stated("Plate", "name"),
     }

@@ -111,12 +111,12 @@ def micrometres(value: object, unit: str) -> float | None:
 
 def micrometres_in(unit: str) -> float | None:
     """Returns the µm that a unit of length has; None where it is none."""
-    return _MICROMETRES.get(_plain(unit))
+    return _MICROMETRES.get(_normal_unit(unit))
 
 
 def seconds(value: object, unit: str) -> float | None:
     """Returns a time in seconds; None where its unit is no time."""
-    return _scaled(value, _SECONDS.get(_plain(unit)))
+    return _scaled(value, _SECONDS.get(_normal_unit(unit)))
 
 
 def duration(text: object) -> float | None:
@@ -157,7 +157,7 @@ def seconds_between(first: str, later: str) -> float | None:
         return None
 
 
-def _plain(unit: str) -> str:
+def _normal_unit(unit: str) -> str:
     # The Greek letter mu and ImageJ's escape become the micro sign.
     return unit.strip().replace("\\u00B5", "µ").replace("\u03bc", "µ").lower()
 
