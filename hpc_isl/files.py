@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ def make_folder(path: Path, group: str | None) -> None:
             shutil.chown(folder, group=group)
             folder.chmod(0o2775)  # setgid: what is made inside belongs to the group too
     except (LookupError, PermissionError) as error:
-        path.rmdir()
+        with suppress(OSError):  # what another process has put into a parent meanwhile stays
+            for folder in (path, *new_parents):
+                folder.rmdir()
         raise UserError(f"site.group={group}: {error}; name a group that you belong to") from None
 
 
@@ -131,14 +134,24 @@ def csv_lines(path: Path, given: str) -> list[list[str]]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
+        # Excel writes semicolons where commas are decimal signs. The separator is what parts the header.
+        tables = [csv_rows(text, delimiter=separator) for separator in ",;\t"]
     except FileNotFoundError:
         raise UserError(f"{given}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{given} is no readable CSV file in UTF-8: {error}") from None
-    first_line = text.split("\n", 1)[0]
-    # Excel writes semicolons where commas are decimal signs.
-    separator = max(",;\t", key=first_line.count)
-    return list(csv.reader(text.splitlines(), delimiter=separator))
+    return max(tables, key=lambda rows: len(rows[0]) if rows else 0)
+
+
+def csv_rows(text: str, **dialect: Any) -> list[list[str]]:
+    """Returns a row for each line of a CSV; a row of several lines is followed by empty ones."""
+    # Not `splitlines`, which ends lines at form feeds and more, and drops those within quotes.
+    reader = csv.reader(io.StringIO(text, newline=""), **dialect)
+    rows: list[list[str]] = []
+    for row in reader:
+        rows.append(row)
+        rows += [[]] * (reader.line_num - len(rows))
+    return rows
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates.metadata import field_facts
-from hpc_isl.plates.planes import header, read_plane
+from hpc_isl.plates.nodes import files_digest
+from hpc_isl.plates.planes import Header, header, read_plane
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, PlaneIndex
 
 Kind = tuple[str, int, int]  # dtype, y, x
@@ -55,11 +57,11 @@ def usual_types(files: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, dict
         step = max(1, (len(candidates) - 1) // (_SAMPLES - 1))
         kinds, _ = _kinds(candidates[::step][: _SAMPLES + 1])
         if kinds:
-            types.setdefault(acquisition, {})[channel] = _usual(kind[0] for kind in kinds.values())
+            types.setdefault(acquisition, {})[channel] = _most_common(kind[0] for kind in kinds.values())
     return types
 
 
-def _usual(kinds: Iterable[T]) -> T:
+def _most_common(kinds: Iterable[T]) -> T:
     return Counter(kinds).most_common(1)[0][0]
 
 
@@ -90,9 +92,10 @@ def assemble(
     pixels: NDArray[Any] | None = None
     places: set[PlaneIndex] = set()
     dtype = np.result_type(*{kinds[file][0] for file in usable}) if usable else None
+    digests = _array_digests(usable)
     for file in usable:
         try:
-            plane = read_plane(file.path, file.page)
+            plane = read_plane(file.path, file.page, digest=digests.get(file.path, ""))
             plane = plane if file.size is None else resampled(plane, (field.shape[3], field.shape[4]))
         except UserError as error:
             problems.append(str(error))
@@ -114,14 +117,31 @@ def _kinds(files: Sequence[PlaneFile]) -> tuple[dict[PlaneFile, Kind], list[str]
     """
     kinds: dict[PlaneFile, Kind] = {}
     problems = []
+    headers: dict[Path, Header | UserError] = {}  # one for all planes of a file
     for file in files:
-        try:
-            shape, dtype, _ = header(file.path)
-        except UserError as error:
-            problems.append(str(error))
+        if file.path not in headers:
+            try:
+                headers[file.path] = header(file.path)
+            except UserError as error:
+                headers[file.path] = error
+        stated = headers[file.path]
+        if isinstance(stated, UserError):
+            problems.append(str(stated))
         else:
-            kinds[file] = (dtype, *shape)
+            kinds[file] = (stated.dtype, *stated.shape)
     return kinds, problems
+
+
+def _array_digests(files: Sequence[PlaneFile]) -> dict[Path, str]:
+    """Returns the digest of each array of OME-Zarr among files of several planes."""
+    # For each plane anew, a field would cost the square of its planes in looks at files.
+    counts = Counter(file.path for file in files)
+    digests = {}
+    for path, count in counts.items():
+        if count > 1 and path.is_dir():
+            with suppress(OSError):  # reading it names the fault
+                digests[path] = files_digest(path)
+    return digests
 
 
 def _agreeing(
@@ -137,18 +157,19 @@ def _agreeing(
     if {kind[0] for kind in kinds.values()} == {field.dtype}:
         known_types = {}
     size = field.shape[3], field.shape[4]
-    odd_sizes = [f"{file.path} is {_described(kind)}, {file.size[0]} × {file.size[1]} are expected"
+    odd_sizes = [f"{file.path} is {_kind_text(kind)}, {file.size[0]} × {file.size[1]} are expected"
            for file, kind in kinds.items() if file.size is not None and kind[1:] != file.size]  # fmt: skip
     if odd_sizes:
         return [], odd_sizes
     kinds = {file: kind if file.size is None else (kind[0], *size) for file, kind in kinds.items()}
-    shape = _usual(kind[1:] for kind in kinds.values())
+    shape = _most_common(kind[1:] for kind in kinds.values())
     if shape != field.shape[-2:]:
-        usual_kind = _usual(kinds.values())
+        usual_kind = _most_common(kinds.values())
         stated_kind = (usual_kind[0], *field.shape[-2:])
-        return [], [f"its planes are {_described(usual_kind)}, the export says {_described(stated_kind)}"]
+        return [], [f"its planes are {_kind_text(usual_kind)}, the export says {_kind_text(stated_kind)}"]
     types = {
-        channel: known_types.get(channel) or _usual(k[0] for f, k in kinds.items() if f.channel == channel)
+        channel: known_types.get(channel)
+        or _most_common(k[0] for f, k in kinds.items() if f.channel == channel)
         for channel in {file.channel for file in kinds}
     }
     usable, complaints = [], []
@@ -157,7 +178,7 @@ def _agreeing(
         if kind == usual_kind:
             usable.append(file)
         else:
-            complaints.append(f"{file.path} is {_described(kind)}, other planes are {_described(usual_kind)}")
+            complaints.append(f"{file.path} is {_kind_text(kind)}, other planes are {_kind_text(usual_kind)}")
     return usable, complaints
 
 
@@ -190,5 +211,5 @@ def inputs_digest(field: Field, files: Sequence[PlaneFile], *settings: Any) -> s
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _described(kind: Kind) -> str:
+def _kind_text(kind: Kind) -> str:
     return f"{kind[0]} of {kind[1]} × {kind[2]} pixels"

@@ -94,16 +94,16 @@ def translate_write_errors(folder: Path, need: int = 0) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if _is_any(error, errno.ENOSPC, errno.EDQUOT):
+        if _has_code(error, errno.ENOSPC, errno.EDQUOT):
             raise full(folder, need) from None
-        if _is_any(error, errno.EROFS):
+        if _has_code(error, errno.EROFS):
             raise AbortRun(f"{folder}: could not be written: {error}") from None
-        if _is_any(error, errno.EACCES, errno.EPERM):
+        if _has_code(error, errno.EACCES, errno.EPERM):
             raise UserError(f"{folder}: could not be written: {error}") from None
         raise
 
 
-def _is_any(error: Exception, *codes: int) -> bool:
+def _has_code(error: Exception, *codes: int) -> bool:
     if isinstance(error, OSError):
         return error.errno in codes
     # tensorstore hands on the system's error as text alone
@@ -150,13 +150,13 @@ def full(folder: Path, need: int) -> AbortRun:
 
 def free(folder: Path) -> int | None:
     """Returns the free bytes where `folder` lies or will lie; None where a file system states none."""
-    disk = shutil.disk_usage(_existing(folder))
+    disk = shutil.disk_usage(_existing_ancestor(folder))
     return disk.free if disk.total else None
 
 
 def unwritable(folder: Path) -> str:
     """Returns why `folder` cannot be written, as far as that is known before it is tried; else ""."""
-    existing = _existing(folder)
+    existing = _existing_ancestor(folder)
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         return f"{folder} cannot be written: the disk of {existing} is read-only"
     if not existing.is_dir():
@@ -166,7 +166,7 @@ def unwritable(folder: Path) -> str:
     return ""
 
 
-def _existing(folder: Path) -> Path:
+def _existing_ancestor(folder: Path) -> Path:
     """Returns the folder itself, or the first above it that exists."""
     return next(path for path in [folder, *folder.absolute().parents] if path.exists())
 

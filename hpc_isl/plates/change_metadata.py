@@ -20,10 +20,9 @@ from hpc_isl.files import now
 from hpc_isl.metadata_changes import MetadataChange
 from hpc_isl.plates import adopted, atomic_directory, index_table, metadata
 from hpc_isl.plates.index import Index, encoded, fingerprint_of, image_path, open_plate
-from hpc_isl.plates.plate import Field, Plate
+from hpc_isl.plates.plate import BY_CHANNEL, Field, Plate
 
 GROUP = "zarr.json"
-BY_CHANNEL = ("planes", "times", "z_um")  # what a field's details hold for each channel
 KEPT = ("pixel_um", "channels")  # what a change replaces, of `metadata.plate_facts`
 Json = dict[str, Any]
 

@@ -127,7 +127,7 @@ def _labels_of_adopted(image: Path) -> dict[str, Path]:
     if labels is None or labels == labels_home(image) or not nodes.is_group(labels):
         return {}
     # Only what the list names: the folders that it does not name may be anything.
-    paths = _listed(nodes.ome_attributes(labels))
+    paths = _listed_paths(nodes.ome_attributes(labels))
     groups = {path: labels / path for path in sorted(paths) if nodes.is_group(labels / path)}
     return {path: folder for path, folder in groups.items() if "multiscales" in nodes.ome_attributes(folder)}
 
@@ -146,7 +146,7 @@ def label_paths(labels: Path, known: Collection[str] = ()) -> list[str]:
 
 def _possible_paths(labels: Path) -> set[str]:
     paths = set(packed.folders_in(labels))
-    return paths | (_listed(_part(labels, "ome")) if packed.is_file(labels / "zarr.json") else set())
+    return paths | (_listed_paths(_part(labels, "ome")) if packed.is_file(labels / "zarr.json") else set())
 
 
 def _is_label_image(folder: Path) -> bool:
@@ -160,7 +160,7 @@ def listed_labels(labels: Path) -> list[str]:
     return [str(path) for path in _part(labels, "ome").get("labels") or ()]
 
 
-def _listed(content: Mapping[str, Any]) -> set[str]:
+def _listed_paths(content: Mapping[str, Any]) -> set[str]:
     # Other programs wrote the list: a path that leads elsewhere than below is not followed.
     return {
         path

@@ -73,7 +73,7 @@ def write_labels(
     plate, field, _ = facts(image)
     content = _Labels(image, name, plate, field, label_depth(image), origin, boxes, fingerprint)
     height, width = content.field.shape[-2:]
-    pixels = _checked(image, name, labels, content.field)
+    pixels = _checked_labels(image, name, labels, content.field)
     for y0, x0, y1, x1 in boxes:
         if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
             raise UserError(
@@ -161,7 +161,7 @@ class _Labels:
         metadata.write_group(folder, ngff.colored(attributes, values), ours)
 
 
-def _checked(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDArray[np.uint32]:
+def _checked_labels(image: Path, name: str, labels: NDArray[Any], field: Field) -> NDArray[np.uint32]:
     expected = (field.shape[:1] if field.shape[0] > 1 else ()) + field.shape[-2:]
     if labels.shape != expected:
         raise UserError(f"{image}: labels {name!r} of shape {labels.shape} do not fit the image's {expected}")

@@ -34,7 +34,7 @@ def plate_facts(plate: Plate) -> dict[str, Any]:
     for channel in facts["channels"]:
         if not channel["corrected"]:  # so that the facts of most plates are those that earlier versions wrote
             del channel["corrected"]
-    return _plain(facts)
+    return _as_json(facts)
 
 
 def image_facts(plate: Plate) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def plate_from(facts: Mapping[str, Any], fields: tuple[Field, ...]) -> Plate:
 
 def field_facts(field: Field) -> dict[str, Any]:
     """Returns the field as plain JSON."""
-    return _plain(asdict(field))
+    return _as_json(asdict(field))
 
 
 def field_from(facts: Mapping[str, Any]) -> Field:
@@ -73,7 +73,7 @@ def field_from(facts: Mapping[str, Any]) -> Field:
     return Field(key, (t, c, z, y, x), facts["dtype"], position, z_um, facts["details"])
 
 
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
     # As JSON holds it: tuples become lists, keys strings, dates and paths text, NaN null.
     text = json.dumps(value, default=lambda leaf: leaf.item() if hasattr(leaf, "item") else str(leaf))
     result: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)

@@ -32,10 +32,10 @@ def ome_attributes(folder: Path) -> dict[str, Any]:
         UserError: the folder is no group, or its metadata are damaged.
     """
     if packed.is_file(file := folder / "zarr.json"):
-        attributes = _read(file).get("attributes", {})
+        attributes = _read_object(file).get("attributes", {})
         content = attributes.get("ome", {}) if isinstance(attributes, dict) else None
     elif packed.is_file(file := folder / ".zattrs"):
-        content = _read(file)
+        content = _read_object(file)
     elif packed.is_file(folder / ".zgroup"):
         content = {}
     else:
@@ -45,7 +45,7 @@ def ome_attributes(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(packed.read_text(file))
     except OSError as error:
@@ -97,13 +97,13 @@ def array_facts(folder: Path) -> ArrayFacts:
     """
     try:
         if packed.is_file(file := folder / "zarr.json"):
-            content = _read(file)
+            content = _read_object(file)
             chunk, dtype = content["chunk_grid"]["configuration"]["chunk_shape"], content["data_type"]
             for codec in content["codecs"]:
                 if codec["name"] == "sharding_indexed":
                     chunk = codec["configuration"]["chunk_shape"]
         elif packed.is_file(file := folder / ".zarray"):
-            content = _read(file)
+            content = _read_object(file)
             chunk, dtype = content["chunks"], content["dtype"]
         else:
             raise UserError(f"{folder}: holds neither zarr.json nor .zarray, so there is no array")

@@ -26,12 +26,12 @@ from hpc_isl.plates.nodes import ArrayFacts, ome_attributes
 from hpc_isl.plates.other_image import OtherImage, read_image
 from hpc_isl.plates.plate import (
     FORMATS,
-    TRANSMITTED,
     Channel,
     Field,
     FieldKey,
     Plate,
     Problem,
+    is_transmitted,
     layout,
     normal_well,
     well_name,
@@ -219,7 +219,7 @@ def _well_images(folder: Path, well: str, where: str) -> series.Places:
     keys = []
     for acquisition, paths in by_pass.items():
         # Passes of equally many images show the same fields in the same order, although paths count on.
-        names = _plain(first_paths if len(paths) == len(first_paths) else paths)
+        names = _alphanumeric_names(first_paths if len(paths) == len(first_paths) else paths)
         keys += [
             (FieldKey(well, name, acquisition), f"{where}/{path}")
             for name, path in zip(names, paths, strict=True)
@@ -227,7 +227,7 @@ def _well_images(folder: Path, well: str, where: str) -> series.Places:
     return keys
 
 
-def _plain(names: Iterable[str]) -> list[str]:
+def _alphanumeric_names(names: Iterable[str]) -> list[str]:
     """Returns names of letters and digits alone, each one once: `0_registered` becomes `0registered`."""
     plain: list[str] = []
     for name in names:
@@ -284,7 +284,7 @@ def _channels(images: Sequence[OtherImage], transmitted: Sequence[str] | None) -
         if name not in colors:
             raise UserError(f"transmitted: the plate has no channel {name!r}; {nearest(name, colors)}")
     return tuple(
-        Channel(name, not TRANSMITTED.search(name) if transmitted is None else name not in transmitted, color)
+        Channel(name, not is_transmitted(name) if transmitted is None else name not in transmitted, color)
         for name, color in colors.items()
     )
 

@@ -15,12 +15,9 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates.nodes import ArrayFacts, array_facts, ome_attributes
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.pyramid import count_levels
+from hpc_isl.plates.readers.vendor_facts import micrometres_in
 
 AXES = {"time": "t", "channel": "c"}  # by type, where the name is another
-MICROMETRES = {
-    "micrometer": 1.0, "micron": 1.0, "um": 1.0, "µm": 1.0, "μm": 1.0, "nanometer": 1e-3, "nm": 1e-3,
-    "angstrom": 1e-4, "picometer": 1e-6, "millimeter": 1e3, "mm": 1e3, "centimeter": 1e4, "meter": 1e6,
-}  # fmt: skip
 Transforms = Sequence[Mapping[str, Any]]
 
 
@@ -156,7 +153,7 @@ def _grid(
     for i, axis in enumerate(axes):
         if axis not in "zyx" or not stated or not step[i] > 0 or not math.isfinite(step[i] + first[i]):
             continue
-        if factor := MICROMETRES.get(units[axis].lower()):
+        if factor := micrometres_in(units[axis]):
             steps[axis], places[axis] = float(step[i]) * factor, float(first[i]) * factor
         elif axis == "x" and step[i] != 1:
             unit = f"the unit {units[axis]!r}" if units[axis] else "no unit"

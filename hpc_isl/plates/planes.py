@@ -69,8 +69,9 @@ def header(path: Path, drawn: bool = False) -> Header:
     """
     with named_file(path):
         if path.is_dir():  # an array of OME-Zarr, whose planes are counted along t, c and z
-            times, channels, depth, *plane = _image_in(path).shape
-            return Header((plane[0], plane[1]), _image_in(path).arrays[0].dtype, times * channels * depth)
+            image = _image_in(path)
+            times, channels, depth, y, x = image.shape
+            return Header((y, x), image.arrays[0].dtype, times * channels * depth)
         kind = file_kind(path)
         if kind == "dib":
             shape, depth, _ = read_header(path)
@@ -87,29 +88,29 @@ def header_of(stored: list[StoredPlane]) -> Header:
     return Header(page.shape[:2], "uint8" if page.dtype == bool else page.dtype.name, len(stored))
 
 
-def read_plane(path: Path, page: int = 0, drawn: bool = False) -> np.ndarray:
+def read_plane(path: Path, page: int = 0, drawn: bool = False, digest: str = "") -> np.ndarray:
     """Returns one plane as (y, x), in the machine's byte order; the pixels are exactly the file's.
 
     Pixels of one bit become uint8. `drawn`: as for `header`; then numbers in the palette, or colours
-    (y, x, samples).
+    (y, x, samples). `digest`: of the files of an array of OME-Zarr, where it has just been taken.
 
     Raises:
         UserError: as `header`, and where compressed pixels do not decode or there is no such plane.
     """
     with named_file(path):
         if path.is_dir():
-            pixels = _pixels_in(path, files_digest(path))
+            pixels = _pixels_in(path, digest or files_digest(path))
             return np.asarray(pixels.reshape(-1, *pixels.shape[-2:])[page])
         kind = file_kind(path)
         if kind == "dib":
-            return _plain(decode(path), path)
+            return _checked_plane(decode(path), path)
         if kind == "png":
-            return _plain(_decoded_png(path, drawn), path, drawn)
+            return _checked_plane(_decoded_png(path, drawn), path, drawn)
         with tifffile.TiffFile(path) as tiff:
             stored = stored_planes(tiff, drawn)
             if not 0 <= page < len(stored):
                 raise UserError(f"{path} has {len(stored)} pages; there is no page {page}")
-            return _plain(_decoded(tiff, stored[page]), path, drawn)
+            return _checked_plane(_decoded(tiff, stored[page]), path, drawn)
 
 
 def _image_in(array: Path) -> OtherImage:
@@ -306,7 +307,7 @@ def _decoded(tiff: Any, stored: StoredPlane) -> np.ndarray:
     return pixels.reshape(page.shape)
 
 
-def _plain(pixels: np.ndarray, path: Path, drawn: bool = False) -> np.ndarray:
+def _checked_plane(pixels: np.ndarray, path: Path, drawn: bool = False) -> np.ndarray:
     if pixels.ndim != 2 and not (drawn and pixels.ndim == 3):
         raise UserError(f"{path} decodes to {pixels.shape}; a plane (y, x) is expected")
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))

@@ -25,7 +25,7 @@ PlaneIndex = tuple[int, int, int]
 
 
 # Names of channels that show no stain.
-TRANSMITTED = re.compile(r"bright-?field|phase|\bdic\b|transmi", re.IGNORECASE)
+_TRANSMITTED = re.compile(r"bright-?\s?field|phase|transmi|(?<![a-z])(?:dic|tl|bf)(?![a-z])", re.IGNORECASE)
 # Wells on the plate -> from centre to centre.
 WELL_DISTANCE_UM = {6: 39120, 12: 26010, 24: 19300, 48: 13000, 96: 9000, 384: 4500, 1536: 2250}
 
@@ -77,6 +77,10 @@ class FieldKey:
 
     def __str__(self) -> str:
         return f"{self.well}/{self.image}"
+
+
+BY_CHANNEL = ("planes", "times", "z_um", "projections")
+"""What a field's details hold for each channel, under its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +320,11 @@ def layout(wells: set[str], wells_on_plate: int | None = None) -> tuple[tuple[st
         f"wells up to {well_name(row_count - 1, column_count - 1)} do not fit a plate of "
         f"{wells_on_plate or 1536} wells; plate formats: {', '.join(map(str, FORMATS))}"
     )
+
+
+def is_transmitted(name: str) -> bool:
+    """Returns whether a channel's name is one of bright-field, phase, DIC or other transmitted light."""
+    return bool(_TRANSMITTED.search(name))
 
 
 def color_of(fluorescent: bool, emission_nm: float | None = None) -> str:

@@ -20,7 +20,7 @@ from hpc_isl.files import csv_lines
 from hpc_isl.plates import nodes
 from hpc_isl.plates.adopted import OME_XML as XML
 from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, FieldKey, normal_well, well_name
-from hpc_isl.plates.readers.vendor_facts import local_name, xml_elements
+from hpc_isl.plates.readers.vendor_facts import local_name, whole, xml_elements
 
 Places = list[tuple[FieldKey, str]]
 """The key of each image, and its folder below the plate."""
@@ -128,14 +128,7 @@ def _add_plate(described: _Described, plate: Element, path: Path) -> None:
 
 
 def _number(element: Element, name: str, path: Path, default: int | None = None) -> int:
-    text = element.get(name, "")
-    if not text and default is not None:
-        return default
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UserError(
-            f"{path}: {local_name(element.tag)} has {name} {text!r}; a whole number from 0 is expected"
-        )
-    return int(text)
+    return whole(element.attrib, name, f"{path}: {local_name(element.tag)}", default)
 
 
 def _by_samples(path: Path, described: _Described, folders: Sequence[str]) -> Places:

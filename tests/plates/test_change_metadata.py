@@ -30,7 +30,11 @@ SHAPE = (1, 2, 3, 70, 90)
 MakePlate = Callable[..., tuple[Any, Any]]
 WRONG = (Channel("w1", color="00FF00"), Channel("w2", color="0000FF"))
 RIGHT = (Channel("Phase", fluorescent=False), Channel("DAPI", color="0000FF"))
-PLANES = {"planes": {"w1": [0, 1, 2], "w2": [0]}, "z_um": {"w1": [0.0, 1.0, 2.0], "w2": [0.0]}}
+PLANES = {
+    "planes": {"w1": [0, 1, 2], "w2": [0]},
+    "z_um": {"w1": [0.0, 1.0, 2.0], "w2": [0.0]},
+    "projections": {"w2": "Maximum"},
+}
 
 
 def named(details: Any) -> dict[str, Any]:

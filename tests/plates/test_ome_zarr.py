@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ import zarr
 from other_plates import group, snapshot, whole, write_other
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates import ome_zarr
+from hpc_isl.plates import assemble, ome_zarr, planes
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
+from hpc_isl.plates.readers import ome_zarr as ome_zarr_reader
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import (
     Index,
@@ -235,6 +237,11 @@ def test_sizes_without_a_unit_are_not_invented(index: Index, tmp_path: Path) -> 
     assert {field.position_um for field in found.plate.fields} == {None}
 
 
+@pytest.mark.parametrize(("unit", "um"), [("micrometre", 0.65), ("Å", 0.65e-4), ("inch", 0.65 * 25400)])
+def test_units_are_those_that_vendors_write_too(unit: str, um: float, index: Index, tmp_path: Path) -> None:
+    assert ome_zarr.read(write_other(index, tmp_path / "P", unit=unit)).plate.pixel_um == pytest.approx(um)
+
+
 def test_channels_without_names_are_numbered(index: Index, tmp_path: Path) -> None:
     other = write_other(index, tmp_path / "P01.zarr")
     for image in other.glob("*/*/[0-9]"):
@@ -260,6 +267,29 @@ def test_converting_such_a_plate_gives_the_same_plate(chunk: int, index: Index, 
     assert "nothing to convert" in convert_stage.plan(load("convert", None, words)).messages[-1]
     with pytest.raises(UserError, match="has no layout that is known"):
         convert_stage.plan(load("convert", None, [f"source={index.path}", f"out={tmp_path}/x.zarr"]))
+
+
+def test_an_image_of_many_planes_is_looked_at_as_often_as_one_of_few(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    export = ome_zarr_reader.read(other)
+    field, looks = export.plate.fields[0], Counter[str]()
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: (looks.update([name]), function(*given))[1])
+
+    for module, name in ((assemble, "files_digest"), (planes, "files_digest"), (planes, "read_image")):
+        counted(module, name)
+    names, files = [channel.name for channel in export.plate.channels], export.files[field.key]
+    pixels = assemble.assemble(field, files, names).pixels
+    assert len(files) == 6
+    assert looks == {"files_digest": 1, "read_image": 2}, "for the sizes, and for the pixels"
+    array = zarr.open_array(files[0].path, mode="r+")
+    array[0, 1, 0, 5, 6] = pixels[0, 1, 0, 5, 6] + 1
+    again = assemble.assemble(field, files, names).pixels
+    assert np.argwhere(again != pixels).tolist() == [[0, 1, 0, 5, 6]], "a later look sees what has changed"
 
 
 # ---------------------------------------------------------------- where the index lies
@@ -349,6 +379,31 @@ def test_names_of_channels_that_changed_are_taken_over_everywhere(index: Index, 
     assert after.fingerprint != before.fingerprint
     assert rebuild_index(after.path).fingerprint == after.fingerprint
     assert validate(other, deep=True) == []
+
+
+def test_a_correction_stays_where_names_of_channels_are_understood_in_another_way(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions differ in which names mean transmitted light; the plate says nothing new by that."""
+    other = write_other(index, tmp_path / "P01.zarr")
+    monkeypatch.setattr(ome_zarr, "is_transmitted", lambda name: False)
+    adopted(other)
+    metadata_edit(other, ["transmitted=[DAPI]"]).apply()
+    monkeypatch.undo()
+    assert {c.name for c in adopted(other).plate.channels if not c.fluorescent} == {"DAPI"}
+
+
+def test_channels_called_bf_or_bright_field_are_label_free(index: Index, tmp_path: Path) -> None:
+    other = write_other(index, tmp_path / "P01.zarr")
+    names = iter(("BF", "Bright Field", "GFP"))
+    labels = {channel.name: next(names) for channel in index.plate.channels}
+
+    def rename(content: dict[str, Any]) -> None:
+        for entry in content["omero"]["channels"]:
+            entry["label"] = labels[entry["label"]]
+
+    _images_say(other, rename)
+    assert [c.fluorescent for c in ome_zarr.read(other).plate.channels] == [False, False, True]
 
 
 def test_corrections_by_set_are_never_laid_over_a_plate_that_says_something_else(

@@ -14,6 +14,7 @@ from hpc_isl.plates.plate import (
     FieldKey,
     Plate,
     color_of,
+    is_transmitted,
     layout,
     row_name,
     well_name,
@@ -120,3 +121,15 @@ def test_colours_follow_the_emission() -> None:
         "FF00FF",
     ]
     assert color_of(True) == color_of(False) == color_of(False, 740) == "FFFFFF"
+
+
+@pytest.mark.parametrize(
+    "name", ["Brightfield", "bright-field", "Bright Field", "BF", "TL 20%", "DIC_1", "Phase"]
+)
+def test_names_of_transmitted_light_are_known(name: str) -> None:
+    assert is_transmitted(name)
+
+
+@pytest.mark.parametrize("name", ["DAPI", "BFP", "TLR4", "Indication", "mCherry"])
+def test_stains_are_no_transmitted_light(name: str) -> None:
+    assert not is_transmitted(name)

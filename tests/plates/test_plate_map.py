@@ -36,6 +36,18 @@ def test_wells_are_brought_to_one_form_whatever_the_separator(tmp_path: Path, te
     }
 
 
+@pytest.mark.parametrize("mark", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_cell_keeps_marks_that_end_no_line(tmp_path: Path, mark: str) -> None:
+    assert read(tmp_path, f"well,note\nB02,a{mark}b\n") == {"B02": {"note": f"a{mark}b"}}
+
+
+def test_a_cell_may_have_several_lines_and_messages_count_all_of_them(tmp_path: Path) -> None:
+    text = '"dose\n(µM)";well\n"1,5";B02\n"two\nlines";C11\n'
+    assert read(tmp_path, text) == {"B02": {"dose\n(µM)": "1,5"}, "C11": {"dose\n(µM)": "two\nlines"}}
+    with pytest.raises(UserError, match=r"map\.csv, line 6: well I01 lies outside"):
+        read(tmp_path, text + "3;I01\n")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -132,7 +132,7 @@ def _entities(text: str) -> str:
     [
         (lambda text: text[:-20], "not well-formed"),
         (_entities, "holds a DTD or entities"),
-        (lambda text: text.replace('Row="1"', 'Row="-1"'), "Well has Row '-1'; a whole number from 0"),
+        (lambda text: text.replace('Row="1"', 'Row="-1"'), "Well: Row is '-1'; a whole number"),
         (lambda text: text.replace('Row="1"', 'Row="99"'), "row 99, column 1 .from 0. is no well"),
         (
             lambda text: text.replace('<ImageRef ID="Image:0"', '<ImageRef ID="Image:7"'),

@@ -37,6 +37,8 @@ def merged(
                 f"source: {name} holds {len(export.plate.acquisitions)} measurements itself; give it alone, "
                 "or each of its measurements as one of the sources"
             )
+    # OME-Zarr may call its only acquisition 1: fields of two exports are compared by well and name.
+    exports = [exports_of.as_acquisition(e, 0, [c.name for c in e.plate.channels]) for e in exports]
     first = exports[0].plate
     parts, remarks = [exports[0]], list[str]()
     for name, export in zip(names[1:], exports[1:], strict=True):

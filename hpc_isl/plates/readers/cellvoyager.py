@@ -78,7 +78,7 @@ def read(folder: Path, resample: bool = False) -> Export:
         resample=resample,
     )  # fmt: skip
     imaged = {field.key for field in plate_export.plate.fields}
-    failures, error_remarks = _failures(errors, imaged, len(rows), len(columns))
+    failures, error_remarks = _failures(errors, imaged, lines, len(rows), len(columns))
     return replace(
         plate_export,
         problems=(*plate_export.problems, *failures),
@@ -192,7 +192,11 @@ def _acquisitions(records: Sequence[Record]) -> dict[int, int]:
 
 
 def _failures(
-    errors: Sequence[tuple[Facts, str]], imaged: Container[FieldKey], rows: int, columns: int
+    errors: Sequence[tuple[Facts, str]],
+    imaged: Container[FieldKey],
+    lines: Mapping[int, int],
+    rows: int,
+    columns: int,
 ) -> tuple[list[Problem], list[str]]:
     """Returns the fields that an error kept from being imaged, and a remark that counts the errors."""
     problems = []
@@ -200,7 +204,11 @@ def _failures(
         row, column, field = (number(facts.get(name)) for name in ("Row", "Column", "FieldIndex"))
         if not row or not column or not field or row > rows or column > columns:
             continue
-        key = FieldKey(well_name(int(row) - 1, int(column) - 1), str(int(field)))
+        # Of a time line that imaged nothing there is no acquisition: its errors are only counted.
+        acquisition = lines.get(int(number(facts.get("TimelineIndex")) or 1)) if lines else 0
+        if acquisition is None:
+            continue
+        key = FieldKey(well_name(int(row) - 1, int(column) - 1), str(int(field)), acquisition)
         if key not in imaged:
             problems.append(Problem(key, f"the instrument reports: {text}", NOT_IMAGED))
     kinds = Counter(text.split(" at ")[0] or facts.get("Type", "") for facts, text in errors)

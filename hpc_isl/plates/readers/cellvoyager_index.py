@@ -13,8 +13,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, color_of, well_name
-from hpc_isl.plates.readers import fields
+from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, color_of, is_transmitted, well_name
 from hpc_isl.plates.readers.folder import Folder, nearest_file
 from hpc_isl.plates.readers.vendor_facts import (
     PlaneMetadata,
@@ -148,7 +147,7 @@ class Settings:
     def channel(self, number_of: int, name: str) -> Channel:
         """Returns a channel; the caller gives its name, which must be unique."""
         facts = self.channels.get(number_of, {})
-        fluorescent = not fields.is_transmitted(f"{facts.get('Kind', '')} {facts.get('Target', '')}")
+        fluorescent = not is_transmitted(f"{facts.get('Kind', '')} {facts.get('Target', '')}")
         band = _FILTER.search(facts.get("Acquisition", ""))
         emission = float(band[1]) if band and fluorescent else None
         light = [self.wavelengths.get(source) for source in facts.get("light", "").split("\n")]

@@ -8,10 +8,17 @@ from itertools import pairwise
 from typing import Any
 
 from hpc_isl.errors import UserError, nearest
-from hpc_isl.plates.plate import Export, Field, FieldKey, PlaneFile, Plate, well_name, well_position
+from hpc_isl.plates.plate import (
+    BY_CHANNEL,
+    Export,
+    Field,
+    FieldKey,
+    PlaneFile,
+    Plate,
+    well_name,
+    well_position,
+)
 from hpc_isl.plates.readers.plane_checks import listed
-
-PER_CHANNEL = ("planes", "times", "z_um", "projections")  # what a field's details hold for each channel
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ def chosen_part(export: Export, choice: Choice) -> Export:
     remarks = []
     if choice.fields is not None:
         keys, total = _fields(export, choice.fields), len(export.plate.fields)
-        export = _keep(export, keys)
+        export = _with_fields(export, keys)
         if len(keys) < total:
             remarks.append(f"fields: {len(keys)} of {total} are chosen, the others are left out")
     plate = export.plate
@@ -56,7 +63,7 @@ def chosen_part(export: Export, choice: Choice) -> Export:
         if omitted := [str(value) for number, value in enumerate(values) if number not in chosen]:
             remarks.append(f"{kind}: {listed(omitted)} {'is' if len(omitted) == 1 else 'are'} left out")
     if (len(channels), len(times), len(planes)) != (len(names), len(ranges[0]), len(ranges[1])):
-        export = _part(export, channels, times, planes)
+        export = _with_chosen_planes(export, channels, times, planes)
         remaining = {field.key for field in export.plate.fields}
         if emptied := [str(field.key) for field in plate.fields if field.key not in remaining]:
             remarks.append(f"fields that have nothing of it are left out: {len(emptied)} ({listed(emptied)})")
@@ -79,7 +86,7 @@ def _fields(export: Export, choices: Sequence[str]) -> set[FieldKey]:
     return chosen
 
 
-def _keep(export: Export, keys: set[FieldKey]) -> Export:
+def _with_fields(export: Export, keys: set[FieldKey]) -> Export:
     problems = tuple(problem for problem in export.problems if problem.key in keys)
     return replace(export, plate=export.plate.keep(keys), problems=problems)
 
@@ -97,7 +104,9 @@ def _numbers(kind: str, chosen: Sequence[Any] | None, values: Sequence[Any]) -> 
 # ---------------------------------------------------------------- channels, times and planes
 
 
-def _part(export: Export, channels: Sequence[int], times: Sequence[int], planes: Sequence[int]) -> Export:
+def _with_chosen_planes(
+    export: Export, channels: Sequence[int], times: Sequence[int], planes: Sequence[int]
+) -> Export:
     ranks = [{number: rank for rank, number in enumerate(numbers)} for numbers in (times, channels, planes)]
     files = {key: _files(plane_files, *ranks) for key, plane_files in export.files.items()}
     plate = _plate(export.plate, channels, planes)
@@ -136,10 +145,11 @@ def _files(
 
 def _plate(plate: Plate, channels: Sequence[int], planes: Sequence[int]) -> Plate:
     chosen = tuple(plate.channels[number] for number in channels)
-    names = {channel.name for channel in chosen}
+    omitted = {channel.name for channel in plate.channels} - {channel.name for channel in chosen}
     details = dict(plate.details)
-    if isinstance(details.get("channels"), Mapping):  # what the vendor states of each
-        details["channels"] = {name: facts for name, facts in details["channels"].items() if name in names}
+    # What the vendor states of each. Numbers of the vendor's, as CellVoyager's Ch1, are no names, and stay.
+    if isinstance(stated := details.get("channels"), Mapping):
+        details["channels"] = {name: facts for name, facts in stated.items() if name not in omitted}
     steps, plane_um = {upper - lower for lower, upper in pairwise(planes)}, None
     if plate.plane_um is not None and len(steps) < 2:
         plane_um = round(plate.plane_um * max(steps, default=1), 4)
@@ -157,7 +167,7 @@ def _field(
         plate.channels[number].name: field.planes(plate.channels[number].name) for number in channels
     }
     times_of: Mapping[str, Collection[int]] = details.get("times", {})
-    for fact in PER_CHANNEL:
+    for fact in BY_CHANNEL:
         if fact in details:
             details[fact] = {name: values for name, values in details[fact].items() if name in imaged_planes}
     details["planes"], details["times"] = {}, {}

@@ -81,7 +81,7 @@ def read(recipe: ConvertRecipe) -> Export:
         UserError: there is no such folder, no known layout or several, or what the reader itself finds.
     """
     sources = recipe.source if isinstance(recipe.source, list) else [recipe.source]
-    exports = [_read_one(recipe, source) for source in sources]
+    exports = [_read_source(recipe, source) for source in sources]
     export = exports[0]
     if len(exports) > 1:
         names = [source.name for source in sources]
@@ -91,7 +91,7 @@ def read(recipe: ConvertRecipe) -> Export:
     return replace(export, plate=replace(export.plate, name=recipe.name)) if recipe.name else export
 
 
-def _read_one(recipe: ConvertRecipe, source: Path) -> Export:
+def _read_source(recipe: ConvertRecipe, source: Path) -> Export:
     if not source.is_dir():
         raise UserError(f"source: {source} is not a folder")
     if recipe.reader == "pattern" or (recipe.reader == "auto" and recipe.pattern):
@@ -209,7 +209,7 @@ _LOOKS = (
 
 def _suggestion(below: Folder) -> str:
     """Returns what the folder looks like and what to try, or ""."""
-    sentences = [*_neighbours(below), *_companion(below)]
+    sentences = [*_neighbours(below), *_companion_advice(below)]
     # Hidden files are not listed, so that older OME-Zarr is known by its `.zgroup`.
     if "zarr.json" in below.files or (below.root / ".zgroup").is_file():
         zarr = f"It is a Zarr, {below.root.name!r}, and no vendor's export: if it is an OME-Zarr plate,"
@@ -246,7 +246,7 @@ def _neighbours(below: Folder) -> Iterator[str]:
             return
 
 
-def _companion(below: Folder) -> Iterator[str]:
+def _companion_advice(below: Folder) -> Iterator[str]:
     """Yields advice on companion OME-XML: of a plate, as CQ1 writes it, or of images, as VisiView does."""
     files = sorted(name for name in below.files if name.lower().endswith(".companion.ome"))
     if not files:

@@ -89,7 +89,7 @@ def build(
     # Channels that no image shows are no channels of the plate.
     used = {plane.channel for plane in planes}
     assert used <= channels.keys(), f"planes of channels {used - channels.keys()} that are not described"
-    channels, name_remarks = _told_apart({n: channel for n, channel in channels.items() if n in used})
+    channels, name_remarks = _with_unique_names({n: channel for n, channel in channels.items() if n in used})
     usual_paths = [plane.path for plane in planes if plane.channel not in resampled]
     pixel_um, edge_remarks = fields.pixel_edge(edges[path] for path in usual_paths if path in edges)
     names = [channel.name for channel in channels.values()]
@@ -139,7 +139,7 @@ def build(
     )
 
 
-def _told_apart(channels: Mapping[int, Channel]) -> tuple[dict[int, Channel], list[str]]:
+def _with_unique_names(channels: Mapping[int, Channel]) -> tuple[dict[int, Channel], list[str]]:
     """Returns the channels with unique names, and a remark on each that was renamed."""
     unique_channels: dict[int, Channel] = {}
     remarks = []
@@ -314,7 +314,7 @@ def merged(exports: Sequence[Export], names: Sequence[str]) -> Export:
     for export in exports:
         for channel in export.plate.channels:
             channels.setdefault(channel.name, channel)
-    parts = [_as_acquisition(export, number, list(channels)) for number, export in enumerate(exports)]
+    parts = [as_acquisition(export, number, list(channels)) for number, export in enumerate(exports)]
     first = exports[0].plate
     plate = replace(
         first,
@@ -352,7 +352,7 @@ def _check_same_plate(exports: Sequence[Export], names: Sequence[str]) -> None:
             )
 
 
-def _as_acquisition(export: Export, number: int, channels: Sequence[str]) -> Export:
+def as_acquisition(export: Export, number: int, channels: Sequence[str]) -> Export:
     """Returns the export as acquisition `number` of a plate with these channels."""
     indices = [channels.index(channel.name) for channel in export.plate.channels]
     fields = tuple(

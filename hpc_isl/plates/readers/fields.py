@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from hpc_isl.plates.plate import Channel, Field, FieldKey, PlaneFile, color_of, imaged
+from hpc_isl.plates.plate import Channel, Field, FieldKey, PlaneFile, color_of, imaged, is_transmitted
 from hpc_isl.plates.readers import plane_checks
 from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, seconds_between
 
-_TRANSMITTED = re.compile(r"bright-?\s?field|phase|transmi|(?<![a-z])(?:dic|tl|bf)(?![a-z])", re.IGNORECASE)
 SQUARE = 0.005  # edges of a pixel that agree within this share are those of a square
 
 
@@ -131,11 +129,6 @@ def channel(
     excitation, emission = (nm or None if fluorescent else None for nm in (excitation_nm, emission_nm))
     color = color_of(fluorescent, emission)
     return Channel(name, fluorescent, color, excitation_nm=excitation, emission_nm=emission)
-
-
-def is_transmitted(name: str) -> bool:
-    """Returns whether a channel's name is one of bright-field, phase, DIC or other transmitted light."""
-    return bool(_TRANSMITTED.search(name))
 
 
 def plane_heights(shots: Sequence[Shot], names: Sequence[str]) -> dict[str, tuple[float, ...]]:

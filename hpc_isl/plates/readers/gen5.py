@@ -65,7 +65,7 @@ class _Plane:
 
 def recognise(below: Folder) -> bool:
     """Returns whether an image is named as Gen5 names them, and states so."""
-    example = min((name for name in below.files if _match(name)), default="")
+    example = min((name for name in below.files if _matched_name(name)), default="")
     tiff = tiff_metadata.tried(below.root / example) if example else None
     return isinstance(tiff, TiffMetadata) and tiff.source == "Gen5"
 
@@ -81,7 +81,7 @@ def read(folder: Path, resample: bool = False) -> Export:
         UserError: no image of Gen5, several plates, or no image that can be read.
     """
     below = list_folder(folder)
-    matches = {name: match for name in sorted(below.files) if (match := _match(name))}
+    matches = {name: match for name in sorted(below.files) if (match := _matched_name(name))}
     if not matches:
         raise UserError(f"{below.root}: no image of Gen5; names such as A1_02_1_1_DAPI_001.tif are expected")
     metadata, unreadable = tiff_metadata.read_all([below.root / name for name in matches])
@@ -121,7 +121,7 @@ def read(folder: Path, resample: bool = False) -> Export:
     )
 
 
-def _match(name: str) -> re.Match[str] | None:
+def _matched_name(name: str) -> re.Match[str] | None:
     return next(filter(None, (pattern.fullmatch(name) for pattern in _NAMES)), None)
 
 

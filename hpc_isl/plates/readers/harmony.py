@@ -14,7 +14,6 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates.plate import (
     MOST_COLUMNS,
     MOST_ROWS,
-    TRANSMITTED,
     Channel,
     Export,
     Field,
@@ -25,6 +24,7 @@ from hpc_isl.plates.plate import (
     Problem,
     color_of,
     imaged,
+    is_transmitted,
 )
 from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks
 from hpc_isl.plates.readers.export import Layout
@@ -113,14 +113,15 @@ def _one_plate(paths: list[Path], folder: Path) -> list[Path]:
 
 def _export(path: Path, folder: Path, resample: bool) -> Export:
     """Returns the export of one index."""
-    index, left_out, resampled, size_remarks = _of_one_size(harmony_index.read(path), path.parent, resample)
-    rows, columns = _layout(index, path)
+    index, odd = harmony_index.read(path), Counter[str]()
+    index, left_out, resampled, size_remarks = _of_one_size(index, path.parent, resample, odd)
+    rows, columns = _layout(index, path, odd)
     order, channels, remarks = _channels(index)
     planes, absent, unwritten = _plane_files(index, order, path)
     sizes = {order.channels[number]: size for number, size in resampled.items()}
     planes = {key: [export.sized(file, sizes) for file in stack] for key, stack in planes.items()}
     unreadable = absent | unwritten
-    camera, edge_remarks = _camera(index, order, planes, unreadable, resampled, path)
+    camera, camera_remarks = _camera(index, order, planes, unreadable, resampled, path, odd)
     images: dict[FieldKey, list[Image]] = defaultdict(list)
     for image in index.images:
         images[image.key].append(image)
@@ -148,18 +149,18 @@ def _export(path: Path, folder: Path, resample: bool) -> Export:
         (*problems, *failures),
         left_out,
         harmony_index.assay_layout(path),
-        (*size_remarks, *remarks, *index.remarks, *edge_remarks, *plane_checks.gaps(planes, order.names)),
+        (*size_remarks, *remarks, *index.remarks, *camera_remarks, *plane_checks.gaps(planes, order.names)),
     )
 
 
 def _of_one_size(
-    index: Index, folder: Path, resample: bool
+    index: Index, folder: Path, resample: bool, odd: Counter[str]
 ) -> tuple[Index, tuple[LeftOut, ...], dict[int, Size], list[str]]:
     """Returns the index without channels of another size than most that are not resampled, and the others."""
     channels = sorted({image.channel for image in index.images})
-    sizes = {channel: size for channel in channels if (size := _stated_size(index, channel))}
+    sizes = {channel: size for channel in channels if (size := _stated_size(index, channel, odd))}
     names = {channel: index.channels[channel].get("ChannelName") or f"Channel {channel}" for channel in sizes}
-    edges = {channel: _edge(index, channel, Counter()) for channel in channels} if resample else None
+    edges = {channel: _edge(index, channel, odd) for channel in channels} if resample else None
     odd_channels, resampled, remarks = export.odd_channels(names, sizes, edges)
     kept_images = tuple(image for image in index.images if image.channel not in odd_channels)
     left_out = tuple(
@@ -170,8 +171,8 @@ def _of_one_size(
     return replace(index, images=kept_images), left_out, resampled, remarks
 
 
-def _stated_size(index: Index, channel: int) -> Size | None:
-    height, width = (number(index.channels[channel], f"ImageSize{axis}", Counter()) for axis in "YX")
+def _stated_size(index: Index, channel: int, odd: Counter[str]) -> Size | None:
+    height, width = (number(index.channels[channel], f"ImageSize{axis}", odd) for axis in "YX")
     return (int(height), int(width)) if height and width and min(height, width) >= 1 else None
 
 
@@ -182,19 +183,20 @@ def _camera(
     absent: Mapping[Path, str],
     resampled: Mapping[int, Size],
     path: Path,
+    odd: Counter[str],
 ) -> tuple[Camera, list[str]]:
     """Returns sizes as the index states them; the type, which it does not, from the first readable file.
 
-    `resampled`: sizes of the channels that will be resampled to that of the others.
+    `resampled`: sizes of the channels that will be resampled. `odd`: what is no number, for the remarks.
     """
     files = (file.path for stack in planes.values() for file in stack if file.size is None)
     shape, dtype, _ = export.first_header(files, absent, path)
     usual_channels = [channel for channel in order.channels if channel not in resampled]
-    sizes = {channel: _stated_size(index, channel) or shape for channel in usual_channels}
+    sizes = {channel: _stated_size(index, channel, odd) or shape for channel in usual_channels}
     sizes |= dict.fromkeys(resampled, sizes[usual_channels[0]])
-    odd: Counter[str] = Counter()
     edges = [edge for channel in usual_channels if (edge := _edge(index, channel, odd))]
     pixel_um, remarks = fields.pixel_edge(edges)
+    remarks += [f"the index states {text}, which is no number: it is ignored" for text in odd]
     return Camera(sizes, dtype, pixel_um), remarks
 
 
@@ -208,9 +210,9 @@ def _edge(index: Index, channel: int, odd: Counter[str]) -> tuple[float, float] 
 # ---------------------------------------------------------------- the plate
 
 
-def _layout(index: Index, path: Path) -> Layout:
+def _layout(index: Index, path: Path, odd: Counter[str]) -> Layout:
     """Returns rows and columns as the index states them, or those of the smallest format for its wells."""
-    rows, columns = (int(number(index.plate, name, Counter()) or 0) for name in ("PlateRows", "PlateColumns"))
+    rows, columns = (int(number(index.plate, name, odd) or 0) for name in ("PlateRows", "PlateColumns"))
     if not (0 <= rows <= MOST_ROWS and 0 <= columns <= MOST_COLUMNS):
         raise UserError(
             f"{path}: the plate has {rows} rows and {columns} columns; "
@@ -261,7 +263,7 @@ def _channel(
     name: str, facts: Mapping[str, str], flat_field: dict[str, Any] | None, odd: Counter[str]
 ) -> Channel:
     light = f"{facts.get('ChannelType', '')} {facts.get('IlluminationType', '')}".strip() or name
-    fluorescent = not TRANSMITTED.search(light)
+    fluorescent = not is_transmitted(light)
     color = facts.get("ChannelColor", "")  # Columbus writes colours as 32-bit numbers with alpha first
     stated_color = f"{int(color) & 0xFFFFFF:06X}" if re.fullmatch(r"-?\d{1,10}", color) else ""
     emission = number(facts, "MainEmissionWavelength", odd) or None  # 0 where there is none

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from hpc_isl.errors import UserError
+from hpc_isl.files import csv_rows
 from hpc_isl.plates.plate import (
     MOST_COLUMNS,
     MOST_ROWS,
@@ -34,7 +35,7 @@ from hpc_isl.plates.readers.export import Described, Layout, stated_layout
 from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_file
 from hpc_isl.plates.readers.plane_checks import listed
 from hpc_isl.plates.readers.tiff_metadata import TiffMetadata
-from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, number
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, number, whole
 
 _GUID = r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}"
 _PATH = re.compile(
@@ -95,7 +96,7 @@ def read(folder: Path, resample: bool = False) -> Export:
     htd = _find_htd(below)
     files, left_out = _files(below)
     metadata, unreadable = tiff_metadata.read_single([file.path for file in files])
-    files, misplaced = _where_they_say(files, metadata)
+    files, misplaced = _with_agreeing_labels(files, metadata)
     acquisitions = {name: number for number, name in enumerate(sorted({file.folder for file in files}))}
     planes, copies = _planes(files, metadata, htd, acquisitions)
     channels, channel_remarks = _channels(files, planes, metadata, htd)
@@ -149,7 +150,7 @@ def _files(below: Folder) -> tuple[list[_File], list[LeftOut]]:
     return files, left_out
 
 
-def _where_they_say(
+def _with_agreeing_labels(
     files: Sequence[_File], metadata: Mapping[Path, TiffMetadata]
 ) -> tuple[list[_File], list[Problem]]:
     """Returns the files whose name and stage label agree, and the others as problems."""
@@ -191,7 +192,7 @@ def _planes(
     planes = [
         Described(
             FieldKey(file.well, file.site, acquisitions[file.folder]), file.path, file.time or 0, file.wave,
-            _step(file, metadata, alone=plane_counts[*file.place, file.time] == 1),
+            _plane_number(file, metadata, alone=plane_counts[*file.place, file.time] == 1),
             metadata[file.path].planes[0] if file.path in metadata else PlaneMetadata(),
         )
         for file in kept_files
@@ -237,7 +238,7 @@ def _is_projection(
     return file.step == 0 or (file.step is None and (*file.place, file.time) in stepped)
 
 
-def _step(file: _File, metadata: Mapping[Path, TiffMetadata], alone: bool) -> int:
+def _plane_number(file: _File, metadata: Mapping[Path, TiffMetadata], alone: bool) -> int:
     """Returns the number of a plane: its folder's, or that of its file where it is alone in its channel."""
     if not alone:
         return file.step or 1
@@ -321,7 +322,9 @@ class Htd:
         Raises:
             UserError: numbers that are none, or a well outside the plate.
         """
-        rows, columns = self._whole("YWells"), self._whole("XWells")
+        rows, columns = (
+            whole({key: self.first(key)}, key, str(self.path), 0) for key in ("YWells", "XWells")
+        )
         if not rows or not columns:
             return layout(set(wells))
         if rows > MOST_ROWS or columns > MOST_COLUMNS:
@@ -351,12 +354,6 @@ class Htd:
             count = f"{len(selected)} wells; {len(lacking)} of them"
             yield f"the HTD selects {count} have no files ({listed(lacking)})"
 
-    def _whole(self, key: str) -> int:
-        text = self.first(key)
-        if text and not re.fullmatch(r"\d{1,6}", text):
-            raise UserError(f"{self.path}: {key} is {text!r}; a whole number is expected")
-        return int(text or 0)
-
 
 def _find_htd(below: Folder) -> Htd | None:
     """Returns the HTD of the export below a folder, None where there is none.
@@ -378,7 +375,7 @@ def _find_htd(below: Folder) -> Htd | None:
         text = content.decode("cp1252", errors="replace")
     try:
         # A space follows each comma; without `skipinitialspace` quotes behind it would be part of the value.
-        lines = list(csv.reader(text.splitlines(), skipinitialspace=True))
+        lines = csv_rows(text, skipinitialspace=True)
     except csv.Error as error:
         raise UserError(f"{path} cannot be understood: {error}") from None
     facts = {line[0]: [value.strip() for value in line[1:]] for line in lines if len(line) > 1}

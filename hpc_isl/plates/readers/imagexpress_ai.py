@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,7 +20,7 @@ from hpc_isl.plates.plate import MOST_COLUMNS, MOST_ROWS, Channel, Export, Field
 from hpc_isl.plates.readers import export, fields
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder, unnamed
-from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, micrometres, number, position
+from hpc_isl.plates.readers.vendor_facts import PlaneMetadata, micrometres, number, position, utc_moment
 
 _NEEDED = ("Row", "Column", "Field", "Wavelength", "Timepoint", "ZIndex", "ImageFileName")
 Row = Mapping[str, str]
@@ -43,16 +42,18 @@ def read(folder: Path, resample: bool = False) -> Export:
             none of its images is there.
     """
     below = list_folder(folder)
-    name, montages = _unit(below)
+    name, montages = _run_index(below)
     path = below.root / name
-    protocol, stack = _stack(path)
+    protocol, stack = _protocol_and_stack(path)
     rows = list(_rows(path, stack))
     files = [_file(below, name, row, f"{path.parent}: row {n}") for n, row in enumerate(rows, start=1)]
     paths = [below.root / file for file in files]
     absent = below.missing(files)
     channels, channel_remarks = _channels(rows, protocol)
     header = export.first_header(paths, absent, path)
-    plate_rows, plate_columns = (int(number(_at(protocol, "Plate", n)) or 0) for n in ("Rows", "Columns"))
+    plate_rows, plate_columns = (
+        int(number(_value_at(protocol, "Plate", n)) or 0) for n in ("Rows", "Columns")
+    )
     begin = f"{_text(stack, 'Creation', 'Date')}T{_text(stack, 'Creation', 'Time')}".strip("T")
     return export.build(
         [_described(row, image) for row, image in zip(rows, paths, strict=True)],
@@ -69,7 +70,7 @@ def read(folder: Path, resample: bool = False) -> Export:
         left_out=unnamed(
             below, paths, lambda file: "montage" if file.startswith(tuple(montages)) else "not in the index"
         ),
-        remarks=(*channel_remarks, *_plan(rows, protocol)),
+        remarks=(*channel_remarks, *_plan_remarks(rows, protocol)),
         resample=resample,
     )
 
@@ -77,7 +78,7 @@ def read(folder: Path, resample: bool = False) -> Export:
 # ---------------------------------------------------------------- the run
 
 
-def _unit(below: Folder) -> tuple[str, list[str]]:
+def _run_index(below: Folder) -> tuple[str, list[str]]:
     """Returns the `.jdce` to read, and the folders of montages beside it, whose files have the same names."""
     names = sorted(name for name in below.files if name.lower().endswith(".jdce"))
     montages = [name for name in names if "montage" in name.lower()]
@@ -91,7 +92,7 @@ def _unit(below: Folder) -> tuple[str, list[str]]:
     return runs[0], [f"{PurePosixPath(name).parent}/" for name in montages if name not in runs]
 
 
-def _stack(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _protocol_and_stack(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Returns acquisition protocol and image stack of a `.jdce`."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
@@ -114,12 +115,12 @@ def _rows(path: Path, stack: Mapping[str, Any]) -> Iterator[Row]:
         table = path.parent / PurePosixPath(str(name).replace("\\", "/")).name
         try:
             with table.open(encoding="utf-8-sig", newline="") as file:
-                yield from _checked(csv.DictReader(file), table)
+                yield from _checked_rows(csv.DictReader(file), table)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{table}, which {path.name} names, is not readable as CSV: {error}") from None
 
 
-def _checked(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
+def _checked_rows(reader: csv.DictReader[str], table: Path) -> Iterator[Row]:
     missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(f"{table} has no column {missing[0]!r}: no index of ImageXpress HCS.ai")
@@ -162,20 +163,13 @@ def _described(row: Row, path: Path) -> Described:
     metadata = PlaneMetadata(
         center_um=position(y, x),
         z_um=number(row.get("PositionZUm")),
-        moment=_moment(number(row.get("TimeStampSec"))),
+        # In UTC: the run's own date is local, and its offset is wrong.
+        moment=utc_moment(number(row.get("TimeStampSec"))),
         exposure_s=None if exposure is None else round(exposure / 1000, 7),
     )
     key = FieldKey(well_name(int(row["Row"]) - 1, int(row["Column"]) - 1), str(int(row["Field"])))
     time, channel, plane = (int(row[name]) for name in ("Timepoint", "Wavelength", "ZIndex"))
     return Described(key, path, time, channel, plane, metadata)
-
-
-def _moment(seconds: float | None) -> str:
-    # Seconds since 1970 give a moment in UTC: the run's own date is local, and its offset is wrong.
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else ""
-    except (ValueError, OverflowError, OSError):
-        return ""
 
 
 def _size(row: Row) -> tuple[int, int] | None:
@@ -184,9 +178,9 @@ def _size(row: Row) -> tuple[int, int] | None:
 
 
 def _pixel(protocol: Mapping[str, Any]) -> tuple[float, float] | None:
-    calibration = _at(protocol, "ObjectiveCalibration")
+    calibration = _value_at(protocol, "ObjectiveCalibration")
     y, x = (
-        micrometres(_at(calibration, name), _text(calibration, "Unit"))
+        micrometres(_value_at(calibration, name), _text(calibration, "Unit"))
         for name in ("PixelHeight", "PixelWidth")
     )
     return (y, x) if y and x and min(y, x) > 0 else None
@@ -194,9 +188,9 @@ def _pixel(protocol: Mapping[str, Any]) -> tuple[float, float] | None:
 
 def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[int, Channel], list[str]]:
     """Returns wavelength -> channel, named by the plan's emission filter, else as the CSV names it."""
-    waves = _at(protocol, "Wavelengths")
+    waves = _value_at(protocol, "Wavelengths")
     plan = (
-        {_at(wave, "Index"): wave for wave in waves if isinstance(wave, dict)}
+        {_value_at(wave, "Index"): wave for wave in waves if isinstance(wave, dict)}
         if isinstance(waves, list)
         else {}
     )
@@ -210,7 +204,7 @@ def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[in
         if planned_name and stated_names[wave] and planned_name != stated_names[wave]:
             remarks.append(
                 f"wavelength {wave} is {planned_name!r} in the .jdce, "
-                f"{stated_names[wave]!r} in the CSV; the one is kept"
+                f"{stated_names[wave]!r} in the CSV; {planned_name!r} is kept"
             )
         name = fields.unique(
             planned_name or stated_names[wave] or f"w{wave}", [c.name for c in channels.values()]
@@ -218,25 +212,25 @@ def _channels(rows: Sequence[Row], protocol: Mapping[str, Any]) -> tuple[dict[in
         lengths = []
         for kind in ("EmissionFilter", "ExcitationFilter"):
             unit = _text(plan.get(wave), kind, "Unit")
-            length = micrometres(_at(plan.get(wave), kind, "Wavelength"), unit)
+            length = micrometres(_value_at(plan.get(wave), kind, "Wavelength"), unit)
             lengths.append(round(length * 1000, 3) if length else None)
         emission, excitation = lengths
         channels[wave] = fields.channel(name, excitation if excitation != emission else None, emission)
     return channels, remarks
 
 
-def _plan(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
+def _plan_remarks(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[str]:
     """Returns remarks where less was imaged than planned."""
     remarks = []
-    if _at(protocol, "CollectionComplete") is False:
+    if _value_at(protocol, "CollectionComplete") is False:
         remarks.append("the run was not completed")
     for kind, column, *keys in (
         ("planes", "ZIndex", "ZDimensionParameters", "NumberOfSlices"),
         ("times", "Timepoint", "TimeSchedule", "NumberOfTimepoints"),
     ):
-        planned = int(number(_at(protocol, "PlateMap", *keys)) or 0)
+        planned = int(number(_value_at(protocol, "PlateMap", *keys)) or 0)
         listed = len({row[column] for row in rows})
-        if planned > listed and _at(protocol, "PlateMap", keys[0], "Enabled") is True:
+        if planned > listed and _value_at(protocol, "PlateMap", keys[0], "Enabled") is True:
             remarks.append(f"{planned} {kind} were planned, the index has {listed}")
     return remarks
 
@@ -253,7 +247,7 @@ def _details(stack: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _at(node: Any, *names: str) -> Any:
+def _value_at(node: Any, *names: str) -> Any:
     """Returns what lies at these keys; None where the path ends before."""
     for name in names:
         node = node.get(name) if isinstance(node, dict) else None
@@ -261,5 +255,5 @@ def _at(node: Any, *names: str) -> Any:
 
 
 def _text(node: Any, *names: str) -> str:
-    value = _at(node, *names)
+    value = _value_at(node, *names)
     return str(value).strip() if isinstance(value, str | int | float) else ""

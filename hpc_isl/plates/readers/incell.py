@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 from xml.etree.ElementTree import Element
@@ -30,6 +29,7 @@ from hpc_isl.plates.readers.vendor_facts import (
     number,
     position,
     seconds,
+    utc_moment,
     whole,
     xml_elements,
 )
@@ -176,7 +176,7 @@ def _metadata(element: Element, facts_by_tag: Mapping[str, Facts]) -> PlaneMetad
     return PlaneMetadata(
         center_um=center,
         z_um=micrometres(focus.get("z"), focus.get("unit") or "µm"),
-        moment=_moment(stamp),
+        moment=utc_moment(stamp),
         seconds=None if elapsed is None else elapsed / 1000,
         exposure_s=seconds(exposure.get("time"), exposure.get("unit") or "ms"),
     )
@@ -185,14 +185,6 @@ def _metadata(element: Element, facts_by_tag: Mapping[str, Facts]) -> PlaneMetad
 def _position(facts: Facts, *, up: bool) -> tuple[float, float] | None:
     y, x = (micrometres(facts.get(axis), facts.get("unit") or "µm") for axis in "yx")
     return position(y, x, up=up)
-
-
-def _moment(stamp: float | None) -> str:
-    # Seconds since 1970, in UTC.
-    try:
-        return datetime.fromtimestamp(stamp, UTC).isoformat(timespec="milliseconds") if stamp else ""
-    except (ValueError, OverflowError, OSError):
-        return ""
 
 
 def _add_protocol(index: _Index, protocol: Element) -> None:
@@ -281,16 +273,16 @@ def _nanometres(facts: Facts) -> float | None:
 
 
 def _details(facts: Mapping[str, Facts]) -> dict[str, object]:
-    def of(tag: str, *names: str) -> str:
+    def stated(tag: str, *names: str) -> str:
         return " ".join(filter(None, (facts.get(tag, {}).get(name, "").strip() for name in names)))
 
     return {
         "reader": "incell",
         "instrument": "IN Cell Analyzer",
-        "software": of("Application", "name", "software_version"),
-        "objective": of("ObjectiveCalibration", "objective_name"),
-        "numerical aperture": of("ObjectiveCalibration", "numerical_aperture"),
-        "binning": of("Binning", "value"),
-        "camera": of("Camera", "name"),
-        "plate type": of("Plate", "name"),
+        "software": stated("Application", "name", "software_version"),
+        "objective": stated("ObjectiveCalibration", "objective_name"),
+        "numerical aperture": stated("ObjectiveCalibration", "numerical_aperture"),
+        "binning": stated("Binning", "value"),
+        "camera": stated("Camera", "name"),
+        "plate type": stated("Plate", "name"),
     }

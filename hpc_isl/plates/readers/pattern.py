@@ -43,7 +43,7 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
             can be read, and more images that no expression matches than that one does.
     """
     below = list_folder(folder)
-    named_files, left_out_files = _named(below, recipe)
+    named_files, left_out_files = _files_to_read(below, recipe)
     metadata, unreadable = _metadata(below, named_files)
     headers, edges = tiff_metadata.sizes_and_edges(metadata)
     pages = [
@@ -60,7 +60,7 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
     for page in pages:
         by_field[axes.key(page.named)].append(page)
     heights = any("." in page.named.plane for page in pages)
-    numbers = _numbers(by_field, heights)
+    numbers = _plane_numbers(by_field, heights)
     shots = {
         key: _shots(field_pages, below.root, axes, numbers[key]) for key, field_pages in by_field.items()
     }
@@ -127,7 +127,7 @@ class _Page(NamedTuple):
     metadata: PlaneMetadata
 
 
-def _named(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[LeftOut, ...]]:
+def _files_to_read(below: Folder, recipe: PatternRecipe) -> tuple[list[Named], tuple[LeftOut, ...]]:
     """Returns the files that are read, and the images that are not."""
     root = below.root
     if recipe.table is not None:
@@ -231,7 +231,9 @@ def _of_one_size(
     return kept_pages, left_out, {names[c]: size for c, size in resampled.items()}, remarks
 
 
-def _numbers(by_field: Mapping[FieldKey, Sequence[_Page]], heights: bool) -> dict[FieldKey, list[float]]:
+def _plane_numbers(
+    by_field: Mapping[FieldKey, Sequence[_Page]], heights: bool
+) -> dict[FieldKey, list[float]]:
     """Returns the plane numbers of each field, in order: its own heights, or its acquisition's numbers."""
     field_numbers = {
         key: {number for page in pages if (number := pattern_names.plane_number(page.named)) is not None}

@@ -67,7 +67,7 @@ def by_regex(folder: Folder, regex: str | Sequence[str]) -> tuple[list[Named], l
         UserError: an expression is none, has unknown groups, or none of those for the well; no file
             matches; a row or column is none; a link that matches leads out of the folder.
     """
-    expressions = [compiled(expression, "pattern.regex") for expression in _listed(regex)]
+    expressions = [compiled(expression, "pattern.regex") for expression in _as_list(regex)]
     if len({"image" in expression.groupindex for expression in expressions}) > 1:
         raise UserError("pattern.regex: either all of its expressions have the group image, or none")
     named_files, other_names = by_expression(folder, *expressions)
@@ -107,7 +107,7 @@ def by_expression(folder: Folder, *expressions: re.Pattern[str]) -> tuple[list[N
 
 def matching(regex: str | Sequence[str], names: Sequence[str], key: str) -> set[str]:
     """Returns the names that one of these expressions matches wholly; their groups mean nothing."""
-    expressions = [_expression(expression, key) for expression in _listed(regex)]
+    expressions = [_expression(expression, key) for expression in _as_list(regex)]
     return {name for name in names if any(expression.fullmatch(name) for expression in expressions)}
 
 
@@ -129,7 +129,7 @@ def _with_well(texts: dict[str, str], origin: str) -> dict[str, str]:
     return texts | {"well": well_name(*position)}
 
 
-def _listed(regex: str | Sequence[str]) -> list[str]:
+def _as_list(regex: str | Sequence[str]) -> list[str]:
     return [regex] if isinstance(regex, str) else list(regex)
 
 
@@ -293,7 +293,8 @@ def _wells(named: Sequence[Named], recipe: PatternRecipe) -> Wells:
         if numbers and len(numbers) < len(names):  # they would put two wells into one
             named_well = min(text for text in names if not text.isdecimal())
             raise UserError(
-                f"some wells are numbers ({numbers[0]}), some are names ({named_well}): one of both"
+                f"some wells are numbers ({numbers[0]}), some are names ({named_well}): write all as numbers "
+                "or all as names"
             )
         rows, columns = layout(set(names.values()), recipe.wells_on_plate)
         return Wells(rows, columns, names, {})
@@ -346,7 +347,7 @@ def _channels(named: Sequence[Named], recipe: PatternRecipe) -> tuple[tuple[Chan
     examples = sorted({file.channel: file for file in named}.values(), key=lambda file: natural(file.channel))
     recipe_names = set(recipe.channels.values()) if not any(file.channel for file in examples) else set()
     name_of = {
-        file.channel: recipe_names.pop() if len(recipe_names) == 1 else _stored(file, recipe)
+        file.channel: recipe_names.pop() if len(recipe_names) == 1 else _stored_channel(file, recipe)
         for file in examples
     }
     listed_names = [*dict.fromkeys(recipe.channels.values()), *name_of.values()]
@@ -362,7 +363,7 @@ def _channels(named: Sequence[Named], recipe: PatternRecipe) -> tuple[tuple[Chan
     return tuple(channels), {text: names.index(name) for text, name in name_of.items()}
 
 
-def _stored(named: Named, recipe: PatternRecipe) -> str:
+def _stored_channel(named: Named, recipe: PatternRecipe) -> str:
     if not recipe.channels:
         return named.channel or "channel"
     if named.channel not in recipe.channels:

@@ -46,7 +46,7 @@ def check(
     problems: list[Problem] = []
     files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
     for key, planes in named.items():
-        duplicates, doubtful_planes = _twice(planes, channels)
+        duplicates, doubtful_planes = _contradictions(planes, channels)
         lost_paths = {plane.path for plane in planes if plane.path in unreadable}
         for kind, paths in (
             ("missing", lost_paths.intersection(absent)),
@@ -60,7 +60,7 @@ def check(
             plane for plane in planes if plane not in doubtful_planes and plane.path not in lost_paths
         ]
         files[key] = tuple(sorted(kept_planes, key=lambda plane: plane.place))
-    return files, problems + _incomplete(named, channels, NOT_IMAGED if indexed else "incomplete")
+    return files, problems + _incomplete_fields(named, channels, NOT_IMAGED if indexed else "incomplete")
 
 
 def extent(planes: Sequence[PlaneFile]) -> tuple[int, int]:
@@ -76,7 +76,7 @@ def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
     return round(sum(steps) / len(steps), 4)
 
 
-def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[str], set[PlaneFile]]:
+def _contradictions(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[str], set[PlaneFile]]:
     """Returns clauses on planes with two files and files for two planes, and the planes concerned."""
     by_place: dict[PlaneIndex, PlaneFile] = {}
     by_file: dict[tuple[Path, int], PlaneFile] = {}
@@ -89,16 +89,16 @@ def _twice(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[s
             # Both paths, below the last folder that they share.
             folder = os.path.commonpath([same_place.path.parent, plane.path.parent])
             paths = f"{same_place.path.relative_to(folder)} and {plane.path.relative_to(folder)}"
-            clauses.append(f"{_named(plane.place, channels)} is given twice: {paths}")
+            clauses.append(f"{_plane_name(plane.place, channels)} is given twice: {paths}")
             doubtful_planes |= {same_place, plane}
         elif same_page.place != plane.place:
-            places = f"{_named(same_page.place, channels)} and {_named(plane.place, channels)}"
+            places = f"{_plane_name(same_page.place, channels)} and {_plane_name(plane.place, channels)}"
             clauses.append(f"{plane.path.name} is given for {places}")
             doubtful_planes |= {same_page, plane}
     return clauses, doubtful_planes
 
 
-def _incomplete(
+def _incomplete_fields(
     named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str], kind: str
 ) -> list[Problem]:
     """Returns fields that lack planes which their neighbours have: a lost file leaves no other trace.
@@ -110,8 +110,8 @@ def _incomplete(
     problems = []
     for acquisition in {key.acquisition for key in named}:
         planes_by_field = {key: planes for key, planes in named.items() if key.acquisition == acquisition}
-        usual_places = _usual(planes_by_field)
-        wells = {channel: _wells(planes_by_field, channel) for channel in usual_places}
+        usual_places = _usual_places(planes_by_field)
+        wells = {channel: _wells_with_channel(planes_by_field, channel) for channel in usual_places}
         well_count = len({key.well for key in planes_by_field})
         for key, planes in planes_by_field.items():
             last_time = max((plane.time for plane in planes), default=0)
@@ -123,14 +123,12 @@ def _incomplete(
                 if place[0] <= last_time
             }
             if lacking := sorted(expected - {plane.place for plane in planes}):
-                text = (
-                    f"lacks {listed([_named(where, channels) for where in lacking])}, which most fields have"
-                )
-                problems.append(Problem(key, text, kind))
+                names = listed([_plane_name(where, channels) for where in lacking])
+                problems.append(Problem(key, f"lacks {names}, which most fields have", kind))
     return problems
 
 
-def _usual(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[PlaneIndex]]:
+def _usual_places(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[PlaneIndex]]:
     """Returns channel -> the planes that at least half of its fields have."""
     counts: dict[int, Counter[PlaneIndex]] = defaultdict(Counter)
     fields: Counter[int] = Counter()
@@ -145,7 +143,7 @@ def _usual(named: Mapping[FieldKey, Sequence[PlaneFile]]) -> dict[int, set[Plane
     }
 
 
-def _wells(named: Mapping[FieldKey, Sequence[PlaneFile]], channel: int) -> set[str]:
+def _wells_with_channel(named: Mapping[FieldKey, Sequence[PlaneFile]], channel: int) -> set[str]:
     """Returns the wells of which at least half of the fields have a channel."""
     fields = Counter(key.well for key in named)
     having = Counter(key.well for key, planes in named.items() if any(p.channel == channel for p in planes))
@@ -176,7 +174,7 @@ def gaps(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str])
     return remarks
 
 
-def _named(where: PlaneIndex, channels: Sequence[str]) -> str:
+def _plane_name(where: PlaneIndex, channels: Sequence[str]) -> str:
     time, channel, plane = where
     return f"channel {channels[channel]!r} plane {plane}" + (f" time {time}" if time else "")
 

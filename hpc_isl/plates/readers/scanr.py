@@ -15,7 +15,16 @@ from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
 from hpc_isl.errors import UserError
-from hpc_isl.plates.plate import FORMATS, Channel, Export, FieldKey, color_of, well_name, well_position
+from hpc_isl.plates.plate import (
+    FORMATS,
+    Channel,
+    Export,
+    FieldKey,
+    color_of,
+    is_transmitted,
+    well_name,
+    well_position,
+)
 from hpc_isl.plates.readers import export, fields, ome_xml
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.folder import Folder, list_folder, nearest_files, unnamed
@@ -60,11 +69,11 @@ class _Run:
 
 def recognise(below: Folder) -> bool:
     """Returns whether there is OME-XML of scanR, or a descriptor of one of its runs."""
-    if index := _nearest(below, _INDEX):
+    if index := _nearest_file(below, _INDEX):
         # Other programs write files of this name: the beginning must name scanR.
         with (below.root / index).open("rb") as file:
             return b"scanr" in file.read(4096).lower()
-    return bool(_nearest(below, _DESCRIPTOR))
+    return bool(_nearest_file(below, _DESCRIPTOR))
 
 
 def read(folder: Path, resample: bool = False) -> Export:
@@ -77,7 +86,7 @@ def read(folder: Path, resample: bool = False) -> Export:
             wells that nothing places; none of the images is there.
     """
     below = list_folder(folder)
-    run = _indexed(below, index) if (index := _nearest(below, _INDEX)) else _named(below)
+    run = _run_by_index(below, index) if (index := _nearest_file(below, _INDEX)) else _run_by_names(below)
     wells, rows, columns = _wells(run)
     absent = below.missing(plane.file for plane in run.planes)
     header = export.first_header((below.root / plane.file for plane in run.planes), absent, run.origin)
@@ -107,7 +116,7 @@ def read(folder: Path, resample: bool = False) -> Export:
     )
 
 
-def _nearest(below: Folder, name: str) -> str:
+def _nearest_file(below: Folder, name: str) -> str:
     return next(iter(nearest_files(below, lambda file: file == name)), "")
 
 
@@ -147,7 +156,7 @@ def _wells(run: _Run) -> tuple[dict[int, str], int, int]:
 # ---------------------------------------------------------------- OME-XML
 
 
-def _indexed(below: Folder, name: str) -> _Run:
+def _run_by_index(below: Folder, name: str) -> _Run:
     path = below.root / name
     planes: list[_Plane] = []
     channels: dict[str, Channel] = {}
@@ -200,7 +209,7 @@ def _channels_of(image: ome_xml.OmeImage, channels: dict[str, Channel]) -> None:
             continue
         excitation, emission = image.channel_nm[index] if index < len(image.channel_nm) else (None, None)
         light = image.illumination[index] if index < len(image.illumination) else ""
-        fluorescent = light != "Transmitted" and not fields.is_transmitted(name)
+        fluorescent = light != "Transmitted" and not is_transmitted(name)
         channels[name] = Channel(
             name, fluorescent, color_of(fluorescent, emission), excitation_nm=excitation, emission_nm=emission
         )
@@ -223,9 +232,9 @@ def _instrument(element: Element) -> tuple[dict[str, str], dict[str, str]]:
 # ---------------------------------------------------------------- names and descriptor
 
 
-def _named(below: Folder) -> _Run:
+def _run_by_names(below: Folder) -> _Run:
     """Returns a run without OME-XML, described by file names and the descriptor."""
-    descriptor = _nearest(below, _DESCRIPTOR)
+    descriptor = _nearest_file(below, _DESCRIPTOR)
     if not descriptor:
         raise UserError(
             f"{below.root}: neither {_INDEX} nor {_DESCRIPTOR}; the folder of a scanR run is expected"

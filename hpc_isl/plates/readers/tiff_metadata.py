@@ -87,11 +87,11 @@ def read(path: Path) -> TiffMetadata:
     with named_file(path):
         kind = file_kind(path)
         if kind == "dib":
-            return _nothing(header(path), "DIB", pixel_um=planes.read_header(path).pixel_um)
+            return _pages_as_planes(header(path), "DIB", pixel_um=planes.read_header(path).pixel_um)
         if kind == "png":
-            return _nothing(header(path))
+            return _pages_as_planes(header(path))
         with tifffile.TiffFile(path) as tiff:
-            return _read(tiff, stored_planes(tiff), path)
+            return _stated_metadata(tiff, stored_planes(tiff), path)
 
 
 def read_all(paths: Sequence[Path]) -> tuple[dict[Path, TiffMetadata], dict[Path, str]]:
@@ -140,7 +140,7 @@ def tried(path: Path) -> TiffMetadata | UserError:
         return error
 
 
-def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
+def _stated_metadata(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
     head = header_of(stored)
     if tiff.is_stk:
         return _stk(tiff, head)
@@ -160,11 +160,11 @@ def _read(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
     except MetadataError as error:
         if head.pages > 1:  # nothing else would tell its planes apart
             raise
-        return replace(_nothing(head), remark=f"left out: {str(error).removeprefix(f'{path}: ')}")
-    return _nothing(head)
+        return replace(_pages_as_planes(head), remark=f"left out: {str(error).removeprefix(f'{path}: ')}")
+    return _pages_as_planes(head)
 
 
-def _nothing(head: Header, source: str = "", **attributes: Any) -> TiffMetadata:
+def _pages_as_planes(head: Header, source: str = "", **attributes: Any) -> TiffMetadata:
     """Returns a stack: where nothing names the axes, pages are planes."""
     planes = tuple(PlaneMetadata(plane=number) for number in range(head.pages))
     return TiffMetadata(head, source, "Z" if head.pages > 1 else "", planes, **attributes)
@@ -175,7 +175,7 @@ def _nothing(head: Header, source: str = "", **attributes: Any) -> TiffMetadata:
 
 def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
     if linked := ome_xml.linked_file(root):
-        return _nothing(head, "OME-XML", linked=linked)
+        return _pages_as_planes(head, "OME-XML", linked=linked)
     images = [
         (image, pages)
         for image in ome_xml.images(root)
@@ -258,7 +258,7 @@ def _shaped(tiff: Any, head: Header) -> TiffMetadata:
     shape = [int(length) for length in metadata["shape"][:-2]]
     axes = str(metadata.get("axes", "")).upper()[: len(shape)]
     if len(axes) != len(shape):
-        return _nothing(head)
+        return _pages_as_planes(head)
     pixel = [
         micrometres(metadata.get(f"PhysicalSize{a}"), str(metadata.get(f"PhysicalSize{a}Unit", "µm")))
         for a in "YX"
@@ -277,12 +277,12 @@ def _stk(tiff: Any, head: Header) -> TiffMetadata:
     count = head.pages
     distances = _numbers(metadata.get("ZDistance"), count)
     heights = _numbers(metadata.get("AbsoluteZ"), count)
-    times = [moment(str(value)) for value in _list(metadata.get("DatetimeCreated"), count)]
+    times = [moment(str(value)) for value in _value_per_plane(metadata.get("DatetimeCreated"), count)]
     axis = "T" if not any(distances) and len(set(heights)) < 2 and len(set(times)) == count else "Z"
     if not any(heights) and any(distances):
         heights = [sum(distances[: number + 1]) - distances[0] for number in range(count)]
-    places = [tuple(map(float, place)) for place in _list(metadata.get("StagePosition"), count)]
-    labels = [str(label) for label in _list(metadata.get("StageLabel"), count)]
+    places = [tuple(map(float, place)) for place in _value_per_plane(metadata.get("StagePosition"), count)]
+    labels = [str(label) for label in _value_per_plane(metadata.get("StageLabel"), count)]
     planes = tuple(
         PlaneMetadata(
             time=index if axis == "T" else 0,
@@ -302,14 +302,14 @@ def _stk(tiff: Any, head: Header) -> TiffMetadata:
     return TiffMetadata(head, "MetaMorph", axis if count > 1 else "", planes, pixel_um)
 
 
-def _list(value: Any, count: int) -> list[Any]:
+def _value_per_plane(value: Any, count: int) -> list[Any]:
     # One value per plane; a list of another length belongs to something else.
     values = [] if value is None or isinstance(value, int) else list(value)
     return values if len(values) == count else []
 
 
 def _numbers(value: Any, count: int) -> list[float]:
-    return [float(item) for item in _list(value, count)]
+    return [float(item) for item in _value_per_plane(value, count)]
 
 
 def _by_shape(

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -19,10 +19,13 @@ from defusedxml.ElementTree import fromstring
 from hpc_isl.errors import UserError
 
 _MICROMETRES = {
-    "m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
-    "micrometers": 1.0, "micrometre": 1.0, "micrometres": 1.0, "nm": 1e-3, "pm": 1e-6, "å": 1e-4,
-    "inch": 25400.0, "in": 25400.0,
+    "m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3,
+    "pm": 1e-6, "å": 1e-4, "angstrom": 1e-4, "inch": 25400.0, "in": 25400.0,
 }  # fmt: skip
+_METRES = {"": 1e6, "centi": 1e4, "milli": 1e3, "micro": 1.0, "nano": 1e-3, "pico": 1e-6}
+_MICROMETRES |= {
+    f"{prefix}{end}": um for prefix, um in _METRES.items() for end in ("meter", "meters", "metre", "metres")
+}
 _SECONDS = {
     "h": 3600.0, "hour": 3600.0, "hours": 3600.0, "min": 60.0, "minute": 60.0, "minutes": 60.0, "s": 1.0,
     "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "µs": 1e-6, "us": 1e-6, "ns": 1e-9,
@@ -103,12 +106,17 @@ def edges(y: float | None, x: float | None) -> tuple[float, float] | None:
 
 def micrometres(value: object, unit: str) -> float | None:
     """Returns a length in µm, to 0.1 pm; None where its unit is no length, as pixels and inventions are."""
-    return _scaled(value, _MICROMETRES.get(_plain(unit)))
+    return _scaled(value, micrometres_in(unit))
+
+
+def micrometres_in(unit: str) -> float | None:
+    """Returns the µm that a unit of length has; None where it is none."""
+    return _MICROMETRES.get(_normal_unit(unit))
 
 
 def seconds(value: object, unit: str) -> float | None:
     """Returns a time in seconds; None where its unit is no time."""
-    return _scaled(value, _SECONDS.get(_plain(unit)))
+    return _scaled(value, _SECONDS.get(_normal_unit(unit)))
 
 
 def duration(text: object) -> float | None:
@@ -133,6 +141,14 @@ def moment(text: object) -> str:
     return iso
 
 
+def utc_moment(seconds: float | None) -> str:
+    """Returns the moment so many seconds after 1970 as ISO 8601; "" where it is unknown or 0."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else ""
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
 def seconds_between(first: str, later: str) -> float | None:
     """Returns the seconds from one moment to another; None where either is unknown or lacks its offset."""
     try:
@@ -141,7 +157,7 @@ def seconds_between(first: str, later: str) -> float | None:
         return None
 
 
-def _plain(unit: str) -> str:
+def _normal_unit(unit: str) -> str:
     # The Greek letter mu and ImageJ's escape become the micro sign.
     return unit.strip().replace("\\u00B5", "µ").replace("\u03bc", "µ").lower()
 

@@ -171,7 +171,7 @@ def _prepared(recipe: AdoptRecipe) -> Adoption:
     plate = other.plate
     index_facts = _kept(home, other) if home.exists() else {}
     if index_facts.get(metadata_changes.KEY):
-        plate = _corrected(plate, index_facts, home)
+        plate = _corrected(plate, index_facts, home, recipe.transmitted is None)
     plate_map: PlateMap = index_facts.get("plate_map", {})
     if recipe.plate_map:
         plate_map = read_plate_map(recipe.plate_map, len(plate.rows), len(plate.columns), {})
@@ -196,8 +196,11 @@ def _refuse_inside(other: OtherPlate) -> None:
         raise UserError(f"labels: inside: {other.path}: {reason}; labels=beside leaves the plate as it is")
 
 
-def _corrected(plate: Plate, index_facts: dict[str, Any], home: Path) -> Plate:
+def _corrected(plate: Plate, index_facts: dict[str, Any], home: Path, by_name: bool) -> Plate:
     """Returns the plate with the metadata that `set` has corrected since it was adopted.
+
+    Args:
+        by_name: which channels are label-free is only taken from their names, in each version in its own way.
 
     Raises:
         UserError: the plate says something else now than what was corrected.
@@ -206,7 +209,7 @@ def _corrected(plate: Plate, index_facts: dict[str, Any], home: Path) -> Plate:
     former_plate = former(corrected_plate, metadata_changes.of_facts(index_facts)[0])
 
     def said(plate: Plate) -> tuple[object, ...]:
-        return plate.pixel_um, [(channel.name, channel.fluorescent) for channel in plate.channels]
+        return plate.pixel_um, [(c.name, by_name or c.fluorescent) for c in plate.channels]
 
     if said(former_plate) != said(plate):
         raise UserError(

@@ -22,7 +22,6 @@ from hpc_isl.plates.change_metadata import as_converted, plate_of, words_for
 from hpc_isl.plates.metadata import plate_facts
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import (
-    TRANSMITTED,
     Export,
     Field,
     FieldKey,
@@ -30,6 +29,7 @@ from hpc_isl.plates.plate import (
     Plate,
     Problem,
     doubtful_size,
+    is_transmitted,
 )
 from hpc_isl.plates.plate_map import PlateMap, merged, read_plate_map
 from hpc_isl.plates.readers import detect
@@ -345,7 +345,7 @@ def _kinds_of_channels(survey: Survey) -> Iterator[str]:
     label_free = [channel.name for channel in channels if not channel.fluorescent]
     stains = [channel.name for channel in channels if channel.fluorescent]
     yield f"label-free: {', '.join(label_free) or 'none'}; stains: {', '.join(stains) or 'none'}"
-    doubted = [name for name in stains if TRANSMITTED.search(name)]
+    doubted = [name for name in stains if is_transmitted(name)]
     if doubted and survey.plate.details.get("reader") == "pattern":
         yield (
             f"warning: {', '.join(doubted)}: taken as stains, though the names say otherwise; "

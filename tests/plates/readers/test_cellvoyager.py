@@ -17,6 +17,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates.planes import read_plane
 from hpc_isl.plates.plate import NOT_IMAGED, Export, FieldKey, well_name
 from hpc_isl.plates.readers import cellvoyager, detect
+from hpc_isl.plates.readers.choice import Choice, chosen_part
 from hpc_isl.plates.store import open_plate, read_box
 from hpc_isl.recipes.plates import ConvertRecipe
 from hpc_isl.run import Attempt, Run
@@ -228,6 +229,31 @@ def test_errors_of_unknown_wells_or_fields_are_counted(tmp_path: Path) -> None:
     result = cellvoyager.read(write_measurement(tmp_path, [record()], errors))
     assert [(str(key), kind) for key, _, kind in result.problems] == [("A01/2", NOT_IMAGED)]
     assert "the instrument reports errors: 2 × AF Error, 1 × Camera Error" in result.remarks
+
+
+def test_an_error_is_of_the_acquisition_whose_time_line_it_names(tmp_path: Path) -> None:
+    images = [
+        record(TimelineIndex=line, X=100.0 * line, TimePoint=line, FieldIndex=field)
+        for line, field in ((1, 1), (1, 2), (2, 1), (2, 3))
+    ]
+    errors = [
+        (record(Type="ERR", FieldIndex=field, TimelineIndex=line), f"AF Error at A01 No. {field} (P)")
+        for line, field in ((2, 2), (1, 3), (3, 1))
+    ]
+    result = cellvoyager.read(write_measurement(tmp_path, images, errors))
+    assert [(str(key), kind) for key, _, kind in result.problems] == [
+        ("A01/1x2", NOT_IMAGED),
+        ("A01/3", NOT_IMAGED),
+    ]
+    assert "the instrument reports errors: 3 × AF Error" in result.remarks
+
+
+def test_a_choice_of_channels_keeps_what_the_settings_state_of_them(tmp_path: Path) -> None:
+    """The settings number channels, and do not name them: Ch2 says how BF was taken."""
+    whole = cellvoyager.read(write_measurement(tmp_path, [record(Ch=c) for c in (1, 2)]))
+    part = chosen_part(whole, Choice(channels=["BF"]))
+    assert [channel.name for channel in part.plate.channels] == ["BF"]
+    assert part.plate.details["channels"] == whole.plate.details["channels"] != {}
 
 
 def test_without_settings_their_facts_are_unknown_and_that_is_reported(tmp_path: Path) -> None:

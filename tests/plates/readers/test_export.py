@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tifffile
 
 from hpc_isl.plates.plate import Channel, FieldKey, color_of, layout
-from hpc_isl.plates.readers import export, tiff_metadata
+from hpc_isl.plates.readers import acquisitions, export, tiff_metadata
 from hpc_isl.plates.readers.export import Described
 from hpc_isl.plates.readers.fields import pixel_edge
 
@@ -40,6 +41,23 @@ def test_channels_of_one_name_are_told_apart_and_remarked(tmp_path: Path) -> Non
 def test_a_reader_that_describes_a_plane_of_no_channel_is_at_fault(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"channels \{7\} that are not described"):
         built(tmp_path, ["DAPI"], [7])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0), (2, 1)])
+def test_fields_of_several_sources_are_paired_whatever_number_their_acquisition_has(
+    tmp_path: Path, numbers: tuple[int, int], by_name: bool
+) -> None:
+    """A plate of OME-Zarr may call its only acquisition 1."""
+    sources = []
+    for channel, number in zip(("BF", "DAPI"), numbers, strict=True):
+        (tmp_path / channel).mkdir()
+        source = export.as_acquisition(built(tmp_path / channel, [channel]), number, [channel])
+        sources.append(replace(source, plate=replace(source.plate, acquisitions={number: channel})))
+    whole = acquisitions.merged(sources, ["live", "stained"], by_name)
+    assert [str(field.key) for field in whole.plate.fields] == ["B02/1", "B02/1x1"]
+    assert whole.plate.acquisitions == {0: "live", 1: "stained"}
+    assert whole.remarks == ("stained: 1 of 1 fields lie where one of live does",)
 
 
 @pytest.mark.parametrize(

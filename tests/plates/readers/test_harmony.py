@@ -362,6 +362,16 @@ def test_both_edges_of_a_pixel_are_read(
     assert [remark.partition(":")[0] for remark in export.remarks] == ([said] if said else [])
 
 
+def test_sizes_that_are_no_numbers_are_reported(tmp_path: Path, harmony_export: Any) -> None:
+    channels = {1: harmony_export.channels[1] | {"ImageResolutionX": "0,5", "ImageSizeY": "many"}}
+    export = harmony.read(harmony_export.write(tmp_path, [harmony_export.shot()], channels=channels))
+    assert export.plate.pixel_um == 0.5, "as along y"
+    assert export.remarks == (
+        "the index states ImageSizeY 'many', which is no number: it is ignored",
+        "the index states ImageResolutionX '0,5', which is no number: it is ignored",
+    )
+
+
 def test_units_are_read(tmp_path: Path, harmony_export: Any) -> None:
     """Columbus writes lengths in m, cm or nm, and says so."""
     path = harmony_export.write(tmp_path, [harmony_export.shot(PositionX="1E-04", PositionZ="3E-06")])

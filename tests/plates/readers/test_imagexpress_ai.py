@@ -109,6 +109,12 @@ def test_the_index_counts_not_the_plan(tmp_path: Path) -> None:
     )
 
 
+def test_of_two_names_of_a_channel_the_one_that_is_kept_is_told(tmp_path: Path) -> None:
+    result = imagexpress_ai.read(write_run(tmp_path, [row(ExcitationEmissionFilter="Cy5")]))
+    kept = result.plate.channels[0].name
+    assert f"wavelength 0 is {kept!r} in the .jdce, 'Cy5' in the CSV; {kept!r} is kept" in result.remarks
+
+
 def test_missing_files_are_named_and_strangers_counted(tmp_path: Path) -> None:
     images = [row(ZIndex=z) for z in (0, 1)]
     write_run(tmp_path, images)

@@ -125,7 +125,9 @@ def test_running_numbers_beyond_the_plate_are_named(images: Images, number: int)
 
 
 def test_numbers_beside_names_are_refused(images: Images) -> None:
-    with pytest.raises(UserError, match=r"some wells are numbers \(7\), some are names \(A01\): one of both"):
+    with pytest.raises(
+        UserError, match=r"some wells are numbers \(7\), some are names \(A01\): write all as"
+    ):
         read(images("7.tif", "A01.tif"), regex=r"(?P<well>\w+)\.tif", wells_on_plate=96)
 
 
