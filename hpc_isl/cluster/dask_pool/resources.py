@@ -124,11 +124,11 @@ def memory_here(site: Site) -> int:
     """
     if site.memory is not None and (mb := megabytes(site.memory)):
         return mb * 2**20
-    limits = [psutil.virtual_memory().available, _of_the_job(os.environ), _of_the_cgroup()]
+    limits = [psutil.virtual_memory().available, _memory_of_job(os.environ), _memory_left_in_cgroups()]
     return min(limit for limit in limits if limit)
 
 
-def _of_the_job(variables: Mapping[str, str]) -> int:
+def _memory_of_job(variables: Mapping[str, str]) -> int:
     """Returns what Slurm has given the job on this node; 0: it does not say, or all."""
     if variables.get("HPC_ISL_EXECUTOR") not in ("slurm", "allocation"):
         return 0
@@ -138,10 +138,10 @@ def _of_the_job(variables: Mapping[str, str]) -> int:
     return int(variables.get("SLURM_MEM_PER_CPU", 0)) * cpus * 2**20
 
 
-def _of_the_cgroup() -> int:
+def _memory_left_in_cgroups() -> int:
     """Returns what the control groups of this process leave, as of a container or of Slurm; 0: no limit."""
     groups = ((folder, files) for files in CGROUP_FILES for folder in _groups(files))
-    return min((free for folder, files in groups if (free := _left(folder, files))), default=0)
+    return min((free for folder, files in groups if (free := _memory_left(folder, files))), default=0)
 
 
 def _groups(files: CgroupFiles) -> Iterator[Path]:
@@ -153,7 +153,7 @@ def _groups(files: CgroupFiles) -> Iterator[Path]:
     yield from (mount / folder for folder in (group_path, *group_path.parents))
 
 
-def _left(folder: Path, files: CgroupFiles) -> int:
+def _memory_left(folder: Path, files: CgroupFiles) -> int:
     with suppress(OSError, ValueError):  # `max` is no limit; a container may show none of its outer groups
         limit = int((folder / files.limit).read_text())
         used = int((folder / files.used).read_text())

@@ -131,7 +131,7 @@ class _Scheduling:
             finished = self.stopped or not (has_more or self.again or self.suspects)
             if (finished and not self.pending) or time.monotonic() > self.leaves:
                 return
-            yield from self._ended()
+            yield from self._ended_answers()
             self._check_workers()
 
     # ------------------------------------------------------------ giving out
@@ -149,7 +149,7 @@ class _Scheduling:
                 has_more = False
         if states:
             shares = self.pool.shares()
-            for avoid, group in _grouped(states, lambda state: state.avoid):
+            for avoid, group in _groups_by(states, lambda state: state.avoid):
                 # What has raised in one process goes to another, where one can hold it.
                 other_addresses = [address for address in shares if address != avoid] if avoid else None
                 self._submit(group, shares, other_addresses)
@@ -165,7 +165,7 @@ class _Scheduling:
         for address, share in shares.items():
             if address not in busy_addresses and self.suspects:
                 state = self.suspects.popleft()
-                if share < _booked(state, shares):
+                if share < _reserved_memory(state, shares):
                     self.suspects.append(state)
                     continue
                 state.place = address
@@ -175,7 +175,7 @@ class _Scheduling:
         self, states: Sequence[TaskState], shares: Mapping[str, int], allowed: list[str] | None
     ) -> None:
         """Submits tasks; `allowed`: the workers that may compute them, if one of these can."""
-        for memory, group in _grouped(states, lambda state: _booked(state, shares)):
+        for memory, group in _groups_by(states, lambda state: _reserved_memory(state, shares)):
             workers = [address for address in allowed or () if shares[address] >= memory] or None
             futures = self.pool.client.map(
                 call_here, [self.call] * len(group), [state.task.argument for state in group],
@@ -194,7 +194,7 @@ class _Scheduling:
 
     # ------------------------------------------------------------ taking back
 
-    def _ended(self) -> Iterator[Answer]:
+    def _ended_answers(self) -> Iterator[Answer]:
         """Yields answers of the tasks that have ended by now; waits a moment for the first."""
         try:
             futures = [self.ended.get(timeout=LOOK_S)]
@@ -274,12 +274,12 @@ class _Scheduling:
             )
 
 
-def _booked(state: TaskState, shares: Mapping[str, int]) -> int:
+def _reserved_memory(state: TaskState, shares: Mapping[str, int]) -> int:
     """Returns the memory that a task takes of a share: all of the greatest, if it needs more."""
     return max(1, min(state.task.memory, max(shares.values(), default=state.task.memory)))
 
 
-def _grouped(
+def _groups_by(
     states: Sequence[TaskState], key: Callable[[TaskState], Any]
 ) -> Iterator[tuple[Any, list[TaskState]]]:
     """Yields the turns with the same key, in the order in which they came."""

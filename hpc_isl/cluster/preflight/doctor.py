@@ -35,11 +35,11 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
             log("\n".join(finding.lines()))
 
     log(f"on {socket.gethostname()}, where this was typed")
-    report(_here(site, root))
+    report(_site_findings(site, root))
     with _folder(root) as folder:
         if folder is not None:
             local_facts = probe.facts(folder, tracking=site.server)
-            report(_of_this_machine(site, local_facts))
+            report(_machine_findings(site, local_facts))
             if site.executor == "slurm":
                 log("on the compute nodes")
                 # Slurm would refuse the small job as it would the real one, in words that say less.
@@ -58,7 +58,7 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
 # ---------------------------------------------------------------- this machine
 
 
-def _here(site: Site, root: Path) -> Iterator[Finding]:
+def _site_findings(site: Site, root: Path) -> Iterator[Finding]:
     if site.executor == "slurm":
         yield (slurm_finding := _slurm(site))
         if slurm_finding.level == "ok":
@@ -159,7 +159,7 @@ def _folder(root: Path) -> Iterator[Path | None]:
             root = root.parent
 
 
-def _of_this_machine(site: Site, local_facts: Facts) -> Iterator[Finding]:
+def _machine_findings(site: Site, local_facts: Facts) -> Iterator[Finding]:
     yield findings.installed(local_facts, "here")
     yield from findings.room([local_facts])
     if site.executor != "slurm":
@@ -189,7 +189,7 @@ def of_nodes(
     """Yields the findings from the nodes' answers."""
     missing = node_visit.nodes - len(outcome.facts)
     if missing:
-        yield _silent(node_visit, outcome, missing)
+        yield _silent_nodes(node_visit, outcome, missing)
     if not outcome.facts:
         return
     nodes, site = outcome.facts, node_visit.site
@@ -205,7 +205,7 @@ def of_nodes(
         yield findings.tracking(nodes, server, "on the nodes")
 
 
-def _silent(node_visit: Visit, outcome: Outcome, missing: int) -> Finding:
+def _silent_nodes(node_visit: Visit, outcome: Outcome, missing: int) -> Finding:
     """Returns why nodes did not report: the job never started, or it ended before."""
     if outcome.state in ("PENDING", "CONFIGURING", ""):
         cause = f"job {node_visit.job} did not start: {outcome.reason or 'Slurm gave no reason'}"

@@ -87,14 +87,14 @@ def visiting(site: Site, folder: Path, tracking: str | None) -> Iterator[Visit]:
     visit: Visit | None = None
     try:
         with uninterrupted():
-            visit = _submitted(site, folder, tracking)
+            visit = _submit(site, folder, tracking)
         yield visit
     finally:
         if visit is not None and visit.job:
             _end(visit)
 
 
-def _submitted(site: Site, folder: Path, tracking: str | None) -> Visit:
+def _submit(site: Site, folder: Path, tracking: str | None) -> Visit:
     """Submits the job: as the site says, but small. It runs the code that real jobs would run."""
     snapshot(folder / "code")
     nodes = min(site.nodes, NODES)

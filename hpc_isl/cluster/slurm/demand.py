@@ -99,7 +99,7 @@ def too_much(partition: Partition, site: Site) -> str | None:
             return f"{need.asked}: {limit}; write {need.typed(max_amount)}"
     count = len(fitting(partition, site))
     if not count:
-        return _not_together(partition, nodes, needs)
+        return _joint_complaint(partition, nodes, needs)
     if site.nodes > count:
         needs_text = " and ".join(need.asked for need in needs)
         shortage = f"only {nodes_text(count)} of {name} can give {needs_text}"
@@ -107,7 +107,7 @@ def too_much(partition: Partition, site: Site) -> str | None:
     return None
 
 
-def _not_together(partition: Partition, nodes: Sequence[Node], needs: Sequence[NodeRequirement]) -> str:
+def _joint_complaint(partition: Partition, nodes: Sequence[Node], needs: Sequence[NodeRequirement]) -> str:
     """Returns which requirements to lower, and to what: each alone some node can give."""
     ways: list[tuple[NodeRequirement, str]] = []
     for need in needs:

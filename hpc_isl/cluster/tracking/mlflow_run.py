@@ -126,17 +126,17 @@ class _Forward:
         self.client = client(self.mlflow, uri, run.root)
         self.record = read_json(run.record) or {}
         self.kept = read_json(run.folder / "tracking.json") or {}
-        self.made = self.kept.get("uri") != uri or not self._known()
+        self.made = self.kept.get("uri") != uri or not self._is_known()
         if self.made:
             self.kept = {"uri": uri, "run_id": self._find_or_make(), "offset": 0, "last": {}, "files": {}}
-            self._keep()
+            self._save_tracking()
 
     def all(self) -> str:
         """Forwards description, metrics, files, the model and the state; returns what was sent."""
         if self.run.recipe in changed(self.run, self.kept["files"]):
             self._describe()
         if self.run.array:
-            self._under(self.run.array)
+            self._set_parent(self.run.array)
         run_status = status.status_of(self.run)
         ending = _ending(self.run, run_status)
         steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
@@ -145,12 +145,12 @@ class _Forward:
         self._state(run_status, ending)
         return f"{steps} metric values, {files} files" + (", the model" if modelled else "")
 
-    def _keep(self) -> None:
+    def _save_tracking(self) -> None:
         write_atomic(self.run.folder / "tracking.json", json.dumps(self.kept, indent=1))
 
     # ------------------------------------------------------------ the MLflow run
 
-    def _known(self) -> bool:
+    def _is_known(self) -> bool:
         """Returns whether MLflow has the run that the folder names; not where its database was replaced."""
         try:
             existing = self.client.get_run(self.kept["run_id"])
@@ -197,7 +197,7 @@ class _Forward:
     def _describe(self) -> None:
         """Sends parameters, tags and data sets."""
         entities = self.mlflow.entities
-        values = {_plain(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
+        values = {_mlflow_key(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
         # A parameter never changes in MLflow; a wider sweep has more.
         existing = self.client.get_run(self.kept["run_id"]).data.params
         params = [
@@ -217,7 +217,7 @@ class _Forward:
         self._tag({name: value for name, value in tags.items() if value})
         self._data_sets(self.record.get("inputs", {}))
 
-    def _under(self, array: Run) -> None:
+    def _set_parent(self, array: Run) -> None:
         """Makes the run a child of its array's, which the first element to come makes."""
         array_tracking = read_json(array.folder / "tracking.json") or {}
         if array_tracking.get("uri") != self.uri:
@@ -225,7 +225,7 @@ class _Forward:
         if self.kept.get("parent") != array_tracking["run_id"]:
             self._tag({"mlflow.parentRunId": array_tracking["run_id"]})
             self.kept["parent"] = array_tracking["run_id"]
-            self._keep()
+            self._save_tracking()
 
     def _parent(self, array: Run) -> dict[str, Any]:
         with only_writer(array.folder / ".tracking.lock", wait_s=PARENT_S) as has_lock:
@@ -260,13 +260,13 @@ class _Forward:
         """Sends new lines of metrics.jsonl, without (key, step) pairs that an earlier attempt reached."""
         sent, batch, end = 0, [], self.kept["offset"]
         for line, end in self._new_lines():
-            batch += self._fresh(line)
+            batch += self._new_metrics(line)
             if len(batch) >= 500:
                 sent += self._send(batch, end)
                 batch = []
         return sent + self._send(batch, end)
 
-    def _fresh(self, line: dict[str, Any]) -> list[Any]:
+    def _new_metrics(self, line: dict[str, Any]) -> list[Any]:
         last_steps, metric = self.kept["last"], self.mlflow.entities.Metric
         new_values = {
             key: value for key, value in line["values"].items() if line["step"] > last_steps.get(key, -1)
@@ -275,7 +275,7 @@ class _Forward:
             return []
         last_steps |= dict.fromkeys(new_values, line["step"])
         time_ms = int(datetime.fromisoformat(line["time"]).timestamp() * 1000)
-        return [metric(_plain(key), value, time_ms, line["step"]) for key, value in new_values.items()]
+        return [metric(_mlflow_key(key), value, time_ms, line["step"]) for key, value in new_values.items()]
 
     def _new_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Yields complete lines since the last pass, and where each ends; one torn by a kill is skipped."""
@@ -294,7 +294,7 @@ class _Forward:
         for start in range(0, len(batch), METRICS):
             self.client.log_batch(self.kept["run_id"], metrics=batch[start : start + METRICS])
         self.kept["offset"] = offset
-        self._keep()
+        self._save_tracking()
         return len(batch)
 
     def _summary(self, ended_ms: int) -> int:
@@ -308,7 +308,7 @@ class _Forward:
             summary = Summary({}, str(mistake))
         self._tag({"mlflow.note.content": summary.note})
         metric = self.mlflow.entities.Metric
-        batch = [metric(_plain(name), value, ended_ms, boxes) for name, curve in summary.curves.items()
+        batch = [metric(_mlflow_key(name), value, ended_ms, boxes) for name, curve in summary.curves.items()
                  for boxes, value in curve.items() if math.isfinite(value)]  # fmt: skip
         self.kept["results"] = results
         return self._send(batch, self.kept["offset"])
@@ -320,7 +320,7 @@ class _Forward:
             stamp, folder = file_stamp(path), None if name.parent == Path() else str(name.parent)
             self.client.log_artifact(self.kept["run_id"], str(path), folder)
             self.kept["files"][str(name)] = stamp
-        self._keep()
+        self._save_tracking()
         return len(new_files)
 
     def _model(self) -> bool:
@@ -334,7 +334,7 @@ class _Forward:
         self.mlflow.set_tracking_uri(self.uri)
         packages = self.record.get("packages", {})
         self.kept["model"] = log_model(self.mlflow, self.run, self.kept["run_id"], packages)
-        self._keep()
+        self._save_tracking()
         return True
 
     def _state(self, run_status: status.RunStatus, ending: list[Any] | None) -> None:
@@ -345,9 +345,9 @@ class _Forward:
         else:
             self.client.set_terminated(self.kept["run_id"], kind, end_time=ending[-1])
         self.kept["ended"] = ending
-        self._keep()
+        self._save_tracking()
 
 
-def _plain(key: str) -> str:
+def _mlflow_key(key: str) -> str:
     """Returns the key in the characters that MLflow allows."""
     return re.sub(r"[^\w\-./: ]", "_", key)

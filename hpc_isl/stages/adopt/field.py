@@ -59,10 +59,10 @@ def adopt_field(task: AdoptTask) -> AdoptOutcome:
     try:
         source = with_files(task.other, task.source)
         inputs = _inputs(task, source)
-        if _recorded(image) == inputs:
+        if _recorded_digest(image) == inputs:
             return AdoptOutcome(key, kept=True)
         pixels = np.asarray(source.array(task.other, 0).read().result())
-        statistics = measure(pixels, _places(task))
+        statistics = measure(pixels, _present_planes(task))
         if with_files(task.other, task.source) != source:
             raise UserError("its files changed while they were read: is another program still writing them?")
     except (ValueError, OSError) as error:  # tensorstore's errors are ValueErrors, as a UserError is
@@ -88,7 +88,7 @@ def _inputs(task: AdoptTask, source: PixelSource) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _recorded(image: Path) -> str | None:
+def _recorded_digest(image: Path) -> str | None:
     """Returns the digest of what was measured before; None: nothing was."""
     try:
         facts = metadata.read_group(image)["hpc_isl"]
@@ -97,7 +97,7 @@ def _recorded(image: Path) -> str | None:
         return None
 
 
-def _places(task: AdoptTask) -> list[PlaneIndex]:
+def _present_planes(task: AdoptTask) -> list[PlaneIndex]:
     """Returns the planes that the image has: those of the channels that it does not lack."""
     channels = task.source.channels
     return [place for place in np.ndindex(*task.field.shape[:3]) if channels[place[1]] is not None]

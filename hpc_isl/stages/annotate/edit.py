@@ -171,7 +171,7 @@ class EditSession:
 
     def is_changed(self, labels: NDArray[Any], boxes: Sequence[Box]) -> bool:
         """Returns whether labels or boxes of the open field differ from what was opened or saved last."""
-        opened = self._opened()
+        opened = self._current_field()
         return tuple(boxes) != opened.boxes or not np.array_equal(labels, opened.labels)
 
     def save(self, labels: NDArray[Any], boxes: Sequence[Box], accept: bool = False) -> Saved | None:
@@ -187,7 +187,7 @@ class EditSession:
         Raises:
             UserError: there is no box, or the plate cannot be written.
         """
-        opened, image = self._opened(), self.index.image(self._opened().key)
+        opened, image = self._current_field(), self.index.image(self._current_field().key)
         if not accept and not self.is_changed(labels, boxes):
             return None
         if not boxes:
@@ -197,7 +197,7 @@ class EditSession:
         meanwhile = present_version != opened.version
         kept_name = ""
         if present_version and (meanwhile or opened.key not in self.saved):
-            kept_name = self._keep(opened.key)
+            kept_name = self._back_up(opened.key)
         store.write_labels(
             image, self.labels, labels_inside, origin="human", boxes=boxes, overwrite=bool(present_version),
             made_from=store.labels_checksum(image, self.labels) if present_version else None,
@@ -211,7 +211,7 @@ class EditSession:
         )  # fmt: skip
         return saved
 
-    def _keep(self, key: FieldKey) -> str:
+    def _back_up(self, key: FieldKey) -> str:
         """Copies the labels as they lie in the plate; returns the name of the copy, which `inspect` lists."""
         image = self.index.image(key)
         name, number, names = f"{self.labels} before {self._started} UTC", 1, store.label_names(image)
@@ -228,6 +228,6 @@ class EditSession:
             self.kept.append(name)
         return name
 
-    def _opened(self) -> OpenField:
+    def _current_field(self) -> OpenField:
         assert self.current is not None, "a field is opened before it is saved"
         return self.current

@@ -105,7 +105,7 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
         source = " and ".join(map(str, survey.recipe.sources))
         raise UserError(f"{source} is OME-Zarr itself: receipts are of instruments' files")
     names, files = tuple(channel.name for channel in index.plate.channels), survey.export.files
-    results = _compared(
+    results = _compare(
         [
             FieldCheck(field.key, index.image(field.key) / "0", files.get(field.key, ()), names)
             for field in index.plate.fields
@@ -138,7 +138,7 @@ def check_receipt(path: Path, processes: int) -> list[str]:
         raise UserError(f"{path}: no receipt ({summary.name} and {table.name}) lies beside it")
     index = open_plate(path)
     tasks = [FieldCheck(field.key, index.image(field.key) / "0") for field in index.plate.fields]
-    digests = {str(result.key): result.digest for result in _compared(tasks, processes)}
+    digests = {str(result.key): result.digest for result in _compare(tasks, processes)}
     problems = []
     for key, digest in verdict["fields"].items():
         if key not in digests:
@@ -162,7 +162,7 @@ def _recipe_of(index: Index) -> ConvertRecipe:
     return ConvertRecipe(**record, out=index.path)
 
 
-def _compared(tasks: list[FieldCheck], processes: int) -> list[FieldResult]:
+def _compare(tasks: list[FieldCheck], processes: int) -> list[FieldResult]:
     results = in_parallel(compare_field, tasks, processes, threading.Event())
     hidden = not sys.stderr.isatty()
     return list(tqdm(results, total=len(tasks), unit=" fields", leave=False, disable=hidden))
@@ -203,7 +203,7 @@ def _rows(index: Index, survey: Survey, results: list[FieldResult], threads: int
         elif row.bytes > MOST_VERBATIM:
             yield replace(row, why="no image, and large")
         else:
-            yield _copied(row, path, index.path / VERBATIM / row.file)
+            yield _copy_verbatim(row, path, index.path / VERBATIM / row.file)
 
 
 def _by_file(results: list[FieldResult]) -> dict[Path, Row]:
@@ -224,7 +224,7 @@ def _by_file(results: list[FieldResult]) -> dict[Path, Row]:
     return rows
 
 
-def _copied(row: Row, path: Path, copy: Path) -> Row:
+def _copy_verbatim(row: Row, path: Path, copy: Path) -> Row:
     """Copies a file into the plate, unless it is there, and reads it back."""
     if _sha256(copy) != row.sha256:
         copy.parent.mkdir(parents=True, exist_ok=True)

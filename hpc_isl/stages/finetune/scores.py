@@ -70,7 +70,7 @@ def score_boxes(
     """
     rows: list[tuple[int, Row]] = []
     panels: list[Panel] = []
-    panel_numbers = _shown(inputs.testing)
+    panel_numbers = _panel_numbers(inputs.testing)
     # By field, because a field is predicted whole, whatever its number of boxes.
     rank_fields = by_field(inputs.testing)[world.rank :: world.size]
     for done, boxes in enumerate(rank_fields, 1):
@@ -98,7 +98,7 @@ def score_boxes(
     return ordered_rows
 
 
-def _shown(boxes: Sequence[Box]) -> list[int]:
+def _panel_numbers(boxes: Sequence[Box]) -> list[int]:
     """Returns the numbers of up to four boxes of the main labels, evenly spread, equal for every run."""
     main_numbers = [number for number, box in enumerate(boxes) if box.labels == boxes[0].labels]
     indices = np.linspace(0, len(main_numbers) - 1, min(PANELS, len(main_numbers))).round().astype(int)

@@ -50,7 +50,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
         UserError: anything that can be known before the job starts: plates, models and their splits,
             labels, the number of boxes, encoder and weights, tiles.
     """
-    recipe = _located(recipe)
+    recipe = _with_absolute_paths(recipe)
     # The last element of a sweep: its arm is known once the others are done.
     if recipe.arm == "best":
         recipe = sweep.best(recipe)
@@ -116,7 +116,7 @@ def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
 # ---------------------------------------------------------------- what a plan consists of
 
 
-def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:
+def _with_absolute_paths(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """Returns the recipe with globs expanded and absolute paths: the job may start in another folder."""
     # A program of another arm changes nothing here, and is no reason to compute a network's arm again.
     programs = [located(recipe.program)] if recipe.program else []

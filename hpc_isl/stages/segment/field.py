@@ -116,7 +116,7 @@ def verify_field(task: FieldTask) -> Verified:
     if record.get("device", segmenter.device) != segmenter.device:
         return Verified(not_comparable=f"computed on {record['device']}, and this is {segmenter.device}")
     expected = record.get("hash")
-    with _computed(segmenter, reader, task) as (labels, table):
+    with _compute(segmenter, reader, task) as (labels, table):
         if files.content_hash(labels, table) != expected:
             return Verified("computed again, its objects are others than its record says")
         if "labels" not in segmenter.recipe.outputs:
@@ -135,7 +135,7 @@ def verify_field(task: FieldTask) -> Verified:
 
 
 @contextmanager
-def _computed(
+def _compute(
     segmenter: Segmenter, reader: FieldReader, task: FieldTask
 ) -> Iterator[tuple[list[Labels], pa.Table]]:
     """Yields the labels of each time, and the table, as they are computed now."""

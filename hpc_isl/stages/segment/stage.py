@@ -168,7 +168,7 @@ def _workload(inputs: SegmentInputs) -> Workload:
         "stage": "segment", **net_like(contract.net, recipe.predict or contract.predict),
         "kind": inputs.models.kind, "enlarged": round(scale.to_level_0, 2),
         "measure": recipe.measure.channels, "cells": recipe.cells is not None,
-        "write": sorted(recipe.outputs), **_more_measured(recipe),
+        "write": sorted(recipe.outputs), **_slower_measurements(recipe),
         "stain": stain and net_like(stain.net, stain.predict), "threads": recipe.threads,
         "precision": recipe.precision, "compile": recipe.compile,
     }  # fmt: skip
@@ -179,7 +179,7 @@ def _workload(inputs: SegmentInputs) -> Workload:
     return Workload(like, {FIELDS: _pixels(inputs) / 1e6 * (count - 1) / count})
 
 
-def _more_measured(recipe: SegmentRecipe) -> dict[str, object]:
+def _slower_measurements(recipe: SegmentRecipe) -> dict[str, object]:
     """Returns what takes longer than measuring did in earlier versions, whose times still count."""
     extras: dict[str, object] = {"corrected": recipe.measure.corrects, "nuclei": recipe.nuclei is not None}
     extras["groups"] = sorted({*recipe.measure.features} - {"shape", "intensity"})

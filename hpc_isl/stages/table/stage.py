@@ -122,7 +122,7 @@ def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
         UserError: as `table` does.
     """
     _check_per(per)
-    plates, _, _ = _selected(run, segmented_plates(run), QcRules(), None)
+    plates, _, _ = _select(run, segmented_plates(run), QcRules(), None)
     if per != "object":
         return rows_of(plates, per)
     with TemporaryDirectory() as folder:
@@ -140,7 +140,7 @@ def _write(
     run: Run, plates: Sequence[SegmentedPlate], path: Path, form: Form, heat_maps: Sequence[str] | None
 ) -> TableFiles:
     rules = read_rules(form.qc)
-    plates, by_rule, notes = _selected(run, plates, rules, form.exclude)
+    plates, by_rule, notes = _select(run, plates, rules, form.exclude)
     wells, per = enough(rows_of(plates, "well"), rules), form.per
     quality = profiles.assay_quality(wells)
     method, method_notes = (form.normalise, []) if form.normalise else profiles.usual_method(wells)
@@ -201,7 +201,7 @@ def _write_anndata(
     return anndata_file.write_rows(path, plates, rows, relative_rows, facts, in_place)
 
 
-def _selected(
+def _select(
     run: Run, plates: Sequence[SegmentedPlate], rules: QcRules, exclude_file: Path | None
 ) -> tuple[list[SegmentedPlate], dict[str, Exclusions], list[str]]:
     """Returns the plates with flags and without the fields left out, these by rule, and what to know of them.
