@@ -205,7 +205,7 @@ def remove(arguments: Namespace) -> int:
     run = removed_runs[0] if removed_runs and len(arguments.words) == 1 else _named_run(arguments)
     removal = remove.removal(run, folders.some([], *roots))
     log(f"{run.stage} {run.name!r} in {run.folder}: {removal.size / 1e9:.3g} GB")
-    log("\n".join(["these stay:", *(f"  {line}" for line in removal.stays)]))
+    log("\n".join(["these stay:", *(f"  {line}" for line in removal.remaining)]))
     users = ", ".join(f"{user.stage} {user.name!r}" for user in removal.users)
     if users and not arguments.force:
         raise UserError(
@@ -320,12 +320,12 @@ def table(arguments: Namespace) -> int:
         keys.get("format", "plain"), Path(keys["exclude"]).expanduser() if "exclude" in keys else None,
         Path(keys["qc"]).expanduser() if "qc" in keys else None,
     )  # fmt: skip
-    width = max(map(len, output.made))
+    width = max(map(len, output.paths))
     log(
         "\n".join(
             [
                 output.headline,
-                *(f"  {kind:<{width}}  {_short_path(path)}" for kind, path in output.made.items()),
+                *(f"  {kind:<{width}}  {_short_path(path)}" for kind, path in output.paths.items()),
             ]
         )
     )

@@ -59,7 +59,7 @@ def serve(attempt: Attempt, site: Site) -> None:
             if host is not None:
                 resources = worker_resources(node_here(site, attempt.cpus), address.need)
                 group = WorkerGroup(resources, f"tls://{host}:{address.port}", security)
-                group.wanted = lambda: reach() is not None  # noqa: B023  (asked within this turn)
+                group.is_wanted = lambda: reach() is not None  # noqa: B023  (asked within this turn)
                 asyncio.run(_serve(group, still_stands))
             elif still_stands():
                 print(f"rank 0 has not answered for {LOST_S:.0f} s", file=sys.stderr, flush=True)

@@ -78,7 +78,7 @@ class Node:
     workers: int | None = None
 
     @property
-    def wanted(self) -> int:
+    def requested_workers(self) -> int:
         return self.workers or len(self.gpus) or self.cpus
 
 
@@ -93,8 +93,8 @@ def worker_resources(node: Node, need: MemoryRequirement) -> list[WorkerResource
     There is at least one. They are spread over the GPUs; several on one GPU have a part of its memory each,
     so that what fits does not depend on the others.
     """
-    max_count = node.memory // need.whole if need.whole else node.wanted
-    count = max(1, min(node.wanted, max_count))
+    max_count = node.memory // need.whole if need.whole else node.requested_workers
+    count = max(1, min(node.requested_workers, max_count))
     cpus = max(1, node.cpus // count)
     gpus = list(node.gpus) or [""]
     memory = max(1, node.memory // count - need.process)
@@ -105,11 +105,11 @@ def worker_resources(node: Node, need: MemoryRequirement) -> list[WorkerResource
 def lowered(node: Node, need: MemoryRequirement) -> str:
     """Returns a message where memory holds fewer worker processes than were wanted; else empty."""
     count = len(worker_resources(node, need))
-    if count == node.wanted:
+    if count == node.requested_workers:
         return ""
     plural = "process" if count == 1 else "processes"
     return (
-        f"{count} worker {plural} per node, not {node.wanted}: one takes up to "
+        f"{count} worker {plural} per node, not {node.requested_workers}: one takes up to "
         f"{need.whole / 1e9:.3g} GB of the {node.memory / 1e9:.3g} GB that are free"
     )
 

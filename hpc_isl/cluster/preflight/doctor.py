@@ -174,8 +174,8 @@ def _machine_findings(site: Site, local_facts: Facts) -> Iterator[Finding]:
 
 def _nodes(site: Site, folder: Path, local_facts: Facts, patience_s: float, log: Log) -> Iterator[Finding]:
     with visit.visiting(site, folder, site.server) as node_visit:
-        if node_visit.refused:
-            lines = [line.removeprefix("sbatch: error: ") for line in node_visit.refused.splitlines()]
+        if node_visit.refusal:
+            lines = [line.removeprefix("sbatch: error: ") for line in node_visit.refusal.splitlines()]
             refusal = "\n".join(lines) or "sbatch refused it"
             yield Finding("FAIL", "job", refusal, "the site's partition, account or qos may be wrong")
             return
@@ -194,12 +194,12 @@ def of_nodes(
         return
     nodes, site = outcome.facts, node_visit.site
     yield ok("folder of runs", f"{', '.join(node.host for node in nodes)} saw it and wrote to it")
-    yield from findings.same(local_facts, nodes, site)
+    yield from findings.versions(local_facts, nodes, site)
     yield findings.gpus(nodes, site)
     yield findings.cpus(nodes, site)
     if not missing:  # a node that never came could not be reached either
         yield findings.ports(nodes, site)
-    yield findings.clocks(local_facts, nodes, node_visit.submitted, outcome.seen)
+    yield findings.clocks(local_facts, nodes, node_visit.submitted, outcome.seen_times)
     yield from findings.room(nodes)
     if server:
         yield findings.tracking(nodes, server, "on the nodes")

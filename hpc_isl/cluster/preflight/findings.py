@@ -112,7 +112,7 @@ def cpus(facts: Sequence[Facts], site: Site) -> Finding:
     return ok("CPUs", f"{least} that one process may use; a node of {memory:.0f} GB")
 
 
-def same(local_facts: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
+def versions(local_facts: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
     """Checks versions: everywhere this code; on all nodes the same packages."""
     # The job was given a copy of this code: another one means that the job's environment comes first.
     other_hosts = [node.host for node in nodes if node.code != local_facts.code]

@@ -49,7 +49,7 @@ class Visit:
         folder: in which the nodes write.
         nodes: how many are to write.
         job: Slurm's name of it; empty: it was refused.
-        refused: sbatch's output then.
+        refusal: sbatch's output then.
         submitted: when, by the clock of this machine.
     """
 
@@ -57,7 +57,7 @@ class Visit:
     folder: Path
     nodes: int
     job: str = ""
-    refused: str = ""
+    refusal: str = ""
     submitted: float = 0.0
 
 
@@ -67,14 +67,14 @@ class Outcome:
 
     Attributes:
         facts: of each node that wrote.
-        seen: when each was seen here, by this machine's clock.
+        seen_times: when each was seen here, by this machine's clock.
         state, reason: Slurm's last answer about the job.
         patient: whether it was waited for to its end.
         last_lines: of the job's own log.
     """
 
     facts: tuple[Facts, ...] = ()
-    seen: tuple[float, ...] = ()
+    seen_times: tuple[float, ...] = ()
     state: str = ""
     reason: str = ""
     patient: bool = True
@@ -100,9 +100,9 @@ def _submit(site: Site, folder: Path, tracking: str | None) -> Visit:
     nodes = min(site.nodes, NODES)
     command = ["sbatch", "--parsable", *_flags(site, folder, nodes)]
     submitted = time.time()
-    code, out, errors = ask(command, site.slurm_conf, given=script(site, folder, tracking))
+    code, out, errors = ask(command, site.slurm_conf, stdin=script(site, folder, tracking))
     if code:
-        return Visit(site, folder, nodes, refused=errors or out or f"sbatch ended with {code}")
+        return Visit(site, folder, nodes, refusal=errors or out or f"sbatch ended with {code}")
     job = out.splitlines()[-1].split(";")[0]
     return Visit(site, folder, nodes, job, submitted=submitted)
 

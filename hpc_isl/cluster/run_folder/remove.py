@@ -30,13 +30,13 @@ class Removal:
     Attributes:
         users: runs, arrays and chains that use its model, or that it is a step of.
         size: bytes that become free.
-        stays: what it made elsewhere, and what is not touched.
+        remaining: what it made elsewhere, and what is not touched.
     """
 
     run: Run
     users: tuple[Run, ...]
     size: int
-    stays: tuple[str, ...]
+    remaining: tuple[str, ...]
 
 
 def removal(run: Run, runs: Iterable[Run]) -> Removal:

@@ -219,7 +219,7 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
     if job_status is not None and job_status.alive:
         return replace(job_status, detail=TORN) if submission.get("torn") else job_status
     if isinstance(answer, NoAnswer):
-        return _unheard_status(run, records, answer.why)
+        return _unheard_status(run, records, answer.reason)
     if failure := first_failure(records):
         return _failed_status(run, failure, job_status)
     forgotten = answer is None and submission.get("job")

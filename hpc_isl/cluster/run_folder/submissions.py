@@ -171,7 +171,7 @@ def alone(run: Run) -> Iterator[None]:
 class NoAnswer:
     """Slurm does not report a job, which may exist all the same: the run's folder alone can tell."""
 
-    why: str = "Slurm does not answer"
+    reason: str = "Slurm does not answer"
 
 
 def job_states(by_run: Mapping[Run, Submission]) -> dict[Run, QueuedJob | NoAnswer]:

@@ -78,7 +78,7 @@ def step_environment() -> Mapping[str, str]:
 def ask(
     command: list[str],
     conf: Path | None = None,
-    given: str | None = None,
+    stdin: str | None = None,
     patience_s: float = ANSWER_S,
     cluster: str | None = None,
 ) -> tuple[int, str, str]:
@@ -88,7 +88,7 @@ def ask(
     """
     try:
         process = subprocess.run(
-            command, env=environment(conf, cluster), input=given, capture_output=True, text=True,
+            command, env=environment(conf, cluster), input=stdin, capture_output=True, text=True,
             timeout=patience_s, cwd="/",
         )  # fmt: skip
     except FileNotFoundError:

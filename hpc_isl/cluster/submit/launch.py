@@ -47,7 +47,7 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
     remaining_request = request
     if extension:  # those that are new, have changed or are not done
         done = {element.name for element in folders.other_elements(run) if element.summary() is not None}
-        skipped = done - {*extension.changed}
+        skipped = done - {*extension.changed_names}
         elements = {name: recipe for name, recipe in (request.elements or {}).items() if name not in skipped}
         remaining_request = replace(request, elements=elements)
     for line in planning.plan_lines(remaining_request, plan, run):
@@ -58,7 +58,7 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
     for line in [planning.try_it(remaining_request, remaining_plans, console)] if try_it else times:
         console.log(line)
     if extension:
-        new_and_changed = "; ".join((*extension.new, *extension.changed)[:12])
+        new_and_changed = "; ".join((*extension.new_names, *extension.changed_names)[:12])
         console.log(f"{sweep.extension_message(run, request, extension)}: {new_and_changed}")
     if finished:
         console.log(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")

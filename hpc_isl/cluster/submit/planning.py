@@ -191,7 +191,7 @@ def plan_lines(request: RunRequest, plan: Plan, run: Run) -> Iterator[str]:
 
     runs = [request.element(run, name) for name in request.elements or ()] or [run]
     jobs = tuple(Job.of(member, 0) for member in runs)  # with a number, because a new attempt makes a folder
-    batch = slurm.Batch(run, 0, jobs, last=request.final_element is not None)
+    batch = slurm.Batch(run, 0, jobs, has_final_job=request.final_element is not None)
     parts = slurm.parts(batch, request.site)
     parts_text = f", the first of {len(parts)}" if len(parts) > 1 else ""
     yield from ("", f"# sbatch{parts_text}", slurm.text(batch, request.site).rstrip())

@@ -136,7 +136,7 @@ def fields_of(view: View, index: Index, split: Split, part: str) -> tuple[FieldK
 def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
     """Returns the times of a field at which all sources of a view were imaged."""
 
-    def imaged(role: Role, time: int) -> bool:
+    def is_imaged(role: Role, time: int) -> bool:
         at = image_key(key, role)
         if at not in index.statistics or time >= index.field(at).shape[0] or not index.shift(key, at):
             return False
@@ -144,7 +144,7 @@ def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
         return role.plane in planes if isinstance(role.plane, int) else len(planes) > 0
 
     times = range(index.field(key).shape[0])
-    return [time for time in times if all(imaged(role, time) for role in view.sources)]
+    return [time for time in times if all(is_imaged(role, time) for role in view.sources)]
 
 
 def seen_as(view: View, index: Index, key: FieldKey) -> Hashable:

@@ -278,13 +278,13 @@ def _messages(
 ) -> Iterator[str]:
     """Yields what the user should know of the fields left out, and of the small ones."""
 
-    def listed(names: Sequence[str]) -> str:
+    def names_text(names: Sequence[str]) -> str:
         return ", ".join(names[:LISTED]) + (", …" * (len(names) > LISTED))
 
     if lacking:
         kinds = Counter(error.kind for _, error in lacking)
         kind_counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        names = listed(list(dict.fromkeys(name for name, _ in lacking)))
+        names = names_text(list(dict.fromkeys(name for name, _ in lacking)))
         total = len(fields) + len(lacking)
         yield f"{len(lacking)} of {many(total, 'training field')} left out: {kind_counts} ({names})"
     small = [field for field in kept_fields if min(side.stop - side.start for side in field.valid) < edge]
@@ -294,7 +294,7 @@ def _messages(
             "reflected to fit"
         )
     if dropped and foreground:
-        names = listed([f"{field.plate} {field.key}" for field in dropped])
+        names = names_text([f"{field.plate} {field.key}" for field in dropped])
         yield (
             f"{len(dropped)} of {many(len(kept_fields) + len(dropped), 'training field')} left out, for no "
             f"crop has {_foreground_text(foreground)}: {names}"

@@ -24,7 +24,7 @@ class AdoptTask:
     Attributes:
         home: folder that gets index and labels.
         other: the plate that holds the pixels.
-        described: digest of what the other plate says of the field.
+        description_digest: digest of what the other plate says of the field.
     """
 
     home: Path
@@ -32,7 +32,7 @@ class AdoptTask:
     plate: Plate
     field: Field
     source: PixelSource
-    described: str
+    description_digest: str
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class AdoptOutcome:
     """The result for one field.
 
     Attributes:
-        kept: it was measured before, and its files have not changed since.
+        is_kept: it was measured before, and its files have not changed since.
         problem: why it cannot be measured; empty: it is.
     """
 
     key: FieldKey
-    kept: bool = False
+    is_kept: bool = False
     problem: str = ""
 
 
@@ -60,7 +60,7 @@ def adopt_field(task: AdoptTask) -> AdoptOutcome:
         source = with_files(task.other, task.source)
         inputs = _inputs(task, source)
         if _recorded_digest(image) == inputs:
-            return AdoptOutcome(key, kept=True)
+            return AdoptOutcome(key, is_kept=True)
         pixels = np.asarray(source.array(task.other, 0).read().result())
         statistics = measure(pixels, _present_planes(task))
         if with_files(task.other, task.source) != source:
@@ -84,7 +84,7 @@ def describe_field(plate: Plate, field: Field) -> str:
 
 
 def _inputs(task: AdoptTask, source: PixelSource) -> str:
-    text = json.dumps([task.described, source.facts()], sort_keys=True)
+    text = json.dumps([task.description_digest, source.facts()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -102,7 +102,7 @@ def adopt(recipe: AdoptRecipe, attempt: Attempt) -> None:
         kept = done = 0
         outcomes = in_parallel(adopt_field, _tasks(adoption), attempt.cpus, attempt.stopping)
         for done, outcome in enumerate(outcomes, start=1):
-            kept += outcome.kept
+            kept += outcome.is_kept
             if outcome.problem:
                 problems.append(Problem(outcome.key, outcome.problem))
                 attempt.log(f"{outcome.key}: {outcome.problem}")
@@ -205,10 +205,10 @@ def _with_corrections(plate: Plate, index_facts: dict[str, Any], home: Path) -> 
     corrected_plate = metadata.plate_from(index_facts["plate"], ())
     former_plate = former(corrected_plate, metadata_changes.of_facts(index_facts)[0])
 
-    def said(plate: Plate) -> tuple[object, ...]:
+    def size_and_kinds(plate: Plate) -> tuple[object, ...]:
         return plate.pixel_um, [(channel.name, channel.fluorescent) for channel in plate.channels]
 
-    if said(former_plate) != said(plate):
+    if size_and_kinds(former_plate) != size_and_kinds(plate):
         raise UserError(
             f"index: {home}: `set` has corrected what the plate said when it was adopted (pixel size "
             f"{former_plate.pixel_um}, channels {_channels(former_plate)}), and it says something else now "

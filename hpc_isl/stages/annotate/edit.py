@@ -56,16 +56,16 @@ class Saved:
 
     Attributes:
         objects: that are in the plate now; `dropped`: that touched no annotation box, and are not.
-        kept: name under which the former labels are kept; empty: there were none, or they were saved by
+        backup_name: under which the former labels are kept; empty: there were none, or they were saved by
             this session.
-        meanwhile: others changed the labels in the plate while they were being edited; `kept` are theirs.
+        changed_meanwhile: others changed the labels in the plate during the editing; the backup is theirs.
     """
 
     key: FieldKey
     objects: int
     dropped: int
-    kept: str
-    meanwhile: bool
+    backup_name: str
+    changed_meanwhile: bool
 
 
 @dataclass
@@ -78,7 +78,7 @@ class EditSession:
         box: annotation box of fields in which nobody has drawn yet; None: the whole field.
         refuse_writers: raises a `UserError` while a run may write these labels.
         saved: the fields saved, and what of them was saved last.
-        kept: names under which former labels are kept.
+        backup_names: names under which former labels are kept.
         current: the field that is open.
     """
 
@@ -88,7 +88,7 @@ class EditSession:
     box: Box | None = None
     refuse_writers: Callable[[], None] = lambda: None
     saved: dict[FieldKey, Saved] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
+    backup_names: list[str] = field(default_factory=list)
     current: OpenField | None = None
     _started: str = field(default_factory=lambda: now()[:19].replace("T", " "))
     _lock: ExitStack = field(default_factory=ExitStack)
@@ -224,8 +224,8 @@ class EditSession:
             image, name, store.read_labels(image, self.labels), origin=origin, boxes=boxes,
             fingerprint=provenance[1] if provenance else "",
         )  # fmt: skip
-        if name not in self.kept:
-            self.kept.append(name)
+        if name not in self.backup_names:
+            self.backup_names.append(name)
         return name
 
     def _current_field(self) -> OpenField:

@@ -270,8 +270,8 @@ def report(saved: Saved) -> str:
         lines.append(
             f"{saved.dropped} outside of every annotation box are not: make a box larger to keep them"
         )
-    if saved.meanwhile:
+    if saved.changed_meanwhile:
         lines.append("another program changed these labels in the plate meanwhile")
-    if saved.kept:
-        lines.append(f"what was there is kept as {saved.kept!r}")
+    if saved.backup_name:
+        lines.append(f"what was there is kept as {saved.backup_name!r}")
     return ".\n".join(lines)

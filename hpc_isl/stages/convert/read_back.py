@@ -44,7 +44,7 @@ class FieldResult:
     key: FieldKey
     digest: str
     stored: Mapping[Path, list[str]]
-    wrong: Mapping[Path, str]
+    faults: Mapping[Path, str]
     decoders: Mapping[Path, str]
     independent: frozenset[Path]
     resampled: frozenset[Path]

@@ -210,9 +210,9 @@ def _by_file(results: list[FieldResult]) -> dict[Path, Row]:
     """Returns what comparing fields has shown of each file."""
     rows: dict[Path, Row] = {}
     for result in results:
-        for path in result.stored.keys() | result.wrong.keys():
+        for path in result.stored.keys() | result.faults.keys():
             earlier = rows.get(path.resolve(), Row())  # a file may hold planes of several fields
-            why = result.wrong.get(path) or earlier.why
+            why = result.faults.get(path) or earlier.why
             is_resampled = path in result.resampled or earlier.state == RESAMPLED
             rows[path.resolve()] = Row(
                 state=WRONG if why else RESAMPLED if is_resampled else EQUAL,

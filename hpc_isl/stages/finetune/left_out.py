@@ -187,21 +187,21 @@ def _evidence(
 ) -> tuple[Evidence, _PieceObjects]:
     """Returns the evidence, and the objects that are found by what is kept."""
 
-    def found(predictions: Sequence[Pixels], rule: Rule) -> _PieceObjects:
+    def objects_of(predictions: Sequence[Pixels], rule: Rule) -> _PieceObjects:
         labels = [decode(prediction, rule)[0] for prediction in predictions]
         return _PieceObjects(predictions, labels, rule.threshold)
 
-    def scores(found: _PieceObjects) -> tuple[float, ...]:
+    def scores(objects: _PieceObjects) -> tuple[float, ...]:
         return tuple(
             piece_score(recipe.objects.kind, entry.piece, entry.truth, labels)
-            for entry, labels in zip(left_out, found.labels, strict=True)
+            for entry, labels in zip(left_out, objects.labels, strict=True)
         )
 
-    trained_objects = found([entry.prediction for entry in left_out], rule_of(task))
+    trained_objects = objects_of([entry.prediction for entry in left_out], rule_of(task))
     start_predictions = [entry.start for entry in left_out if entry.start is not None]
     if not start_predictions:
         return Evidence(task, scores(trained_objects)), trained_objects
-    start_objects = found(start_predictions, rule_of(task_of_start))
+    start_objects = objects_of(start_predictions, rule_of(task_of_start))
     evidence = Evidence(task, scores(trained_objects), scores(start_objects))
     return evidence, start_objects if evidence.keeps_start else trained_objects
 

@@ -83,7 +83,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
         precision=("train.precision", train.precision) if recipe.program is None else None,
         parts={name: boxes_parts(part_boxes, stamp) for name, part_boxes in boxes.items()},
         workload=workload,
-        former=former_fingerprints,
+        former_fingerprints=former_fingerprints,
     )
 
 

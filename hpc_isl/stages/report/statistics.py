@@ -159,11 +159,11 @@ def rivals(sweep: Sweep) -> list[tuple[Arm, Arm]]:
     """
     isl = [arm for arm in sweep.arms if arm.name.endswith("+isl")]
     bases = [arm for arm in sweep.arms if arm not in isl]
-    isl_rests, base_rests = ({arm.rest for arm in arms} for arms in (isl, bases))
+    isl_variants, base_variants = ({arm.variant for arm in arms} for arms in (isl, bases))
 
     def alike(arm: Arm, base: Arm) -> bool:
-        alone = (arm.rest not in base_rests) + (base.rest not in isl_rests)
-        return arm.rest == base.rest or alone == 1 or not isl_rests & base_rests
+        alone = (arm.variant not in base_variants) + (base.variant not in isl_variants)
+        return arm.variant == base.variant or alone == 1 or not isl_variants & base_variants
 
     return [
         (arm, base)

@@ -40,17 +40,17 @@ class Arm:
     """An initialisation, and what else is swept beside boxes and chance: `train.steps=1600`."""
 
     name: str
-    rest: str = ""
+    variant: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.rest}" if self.rest else self.name
+        return f"{self.name}, {self.variant}" if self.variant else self.name
 
     @property
     def order(self) -> tuple[int, str, list[str], str]:
-        """By name as people list arms; numbers in the rest by their size."""
+        """By name as people list arms; numbers in the variant by their size."""
         # Padded, so that 1600 comes after 400.
-        numbers = [digits.zfill(20) for digits in re.findall(r"\d+", self.rest)]
-        return ORDER.index(self.name) if self.name in ORDER else len(ORDER), self.name, numbers, self.rest
+        numbers = [digits.zfill(20) for digits in re.findall(r"\d+", self.variant)]
+        return ORDER.index(self.name) if self.name in ORDER else len(ORDER), self.name, numbers, self.variant
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,12 @@ class Verified:
     """The result of verifying a field that is done; all empty: nothing is wrong with it.
 
     Attributes:
-        wrong: why it has to be computed again.
+        fault: why it has to be computed again.
         not_comparable: why it could not be verified.
         edited: its labels are no longer those that were computed: they stay.
     """
 
-    wrong: str = ""
+    fault: str = ""
     not_comparable: str = ""
     edited: str = ""
 

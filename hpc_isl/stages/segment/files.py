@@ -55,7 +55,7 @@ class FieldTask:
         name, slug: of the plate, in tables and in file names.
         fingerprint: of all that decides labels and measurements; `labels_fingerprint`: of what decides the
             labels alone.
-        former: the fingerprint as earlier versions noted it, where that was another.
+        former_fingerprint: the fingerprint as earlier versions noted it, where that was another.
         confidence: the column that says how far objects may be trusted, as PlateInput knows it.
     """
 
@@ -66,7 +66,7 @@ class FieldTask:
     key: FieldKey
     fingerprint: str = ""
     labels_fingerprint: str = ""
-    former: str = ""
+    former_fingerprint: str = ""
     confidence: str | None = None
 
     @property
@@ -152,7 +152,11 @@ def done_record(task: FieldTask, image: Path, labels: str | None, gathered: Row 
     """
     field_record = read_json(task.record)
     record = gathered if field_record is None else field_record
-    if record is None or "problem" in record or record["fingerprint"] not in (task.fingerprint, task.former):
+    if (
+        record is None
+        or "problem" in record
+        or record["fingerprint"] not in (task.fingerprint, task.former_fingerprint)
+    ):
         return None
     if task.table.exists():
         has_objects = field_record is not None  # else their table was written, and the record was to follow

@@ -105,7 +105,7 @@ def _left_out_rows(plate: PlateInput) -> Iterator[Row]:
         if key.acquisition in acquisitions and key not in converted:
             by_field.setdefault(key, []).append(problem)
     reasons = {key: f"left out by convert: {'; '.join(problems)}" for key, problems in by_field.items()}
-    reasons |= dict.fromkeys(plate.without, "left out: a source of the model was not imaged")
+    reasons |= dict.fromkeys(plate.keys_without_source, "left out: a source of the model was not imaged")
     for key, reason in reasons.items():
         place = {"well": key.well, "field": key.name, "acquisition": key.acquisition}
         yield {"plate": plate.name, **place, "problem": reason}

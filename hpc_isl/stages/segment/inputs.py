@@ -54,7 +54,7 @@ class PlateInput:
     index: Index
     name: str = ""
     keys: tuple[FieldKey, ...] = ()
-    without: tuple[FieldKey, ...] = ()
+    keys_without_source: tuple[FieldKey, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -322,7 +322,9 @@ def _with_fields(plate: PlateInput) -> PlateInput:
         names = ", ".join(f"{role.channel!r} {role.plane}" for role in sources)
         raise UserError(f"{index.path}: none of {len(keys)} fields has all sources of the model ({names})")
     imaged = set(imaged_keys)  # of thousands
-    return replace(plate, keys=imaged_keys, without=tuple(key for key in keys if key not in imaged))
+    return replace(
+        plate, keys=imaged_keys, keys_without_source=tuple(key for key in keys if key not in imaged)
+    )
 
 
 def unique_names(plates: Sequence[tuple[str, str]]) -> list[str]:

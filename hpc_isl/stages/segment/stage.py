@@ -333,10 +333,10 @@ def _verify(attempt: Attempt, tasks: Sequence[PlateTask], rows: Sequence[Row], p
         attempt.progress(number, count, "fields verified", number)
         if answer.problem or answer.value.not_comparable:
             not_comparable.append(f"{answer.name}: {answer.problem or answer.value.not_comparable}")
-        elif answer.value.wrong:
-            wrong.append(f"{answer.name}: {answer.value.wrong}")
+        elif answer.value.fault:
+            wrong.append(f"{answer.name}: {answer.value.fault}")
             # So that it is computed anew.
-            write_record(fields[answer.name][1], {"problem": f"to be computed again: {answer.value.wrong}"})
+            write_record(fields[answer.name][1], {"problem": f"to be computed again: {answer.value.fault}"})
         elif answer.value.edited:
             edited.append(f"{answer.name}: {answer.value.edited}")
         else:

@@ -109,7 +109,7 @@ class TrainingRun(Generic[SomeRecipe]):
         for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
             attempt.log(line)
         share = check_micro_batches(recipe.train, world.size)
-        log = TrainingLog(attempt, self.steps, recipe.train.batch, share, kept=self.fold is None)
+        log = TrainingLog(attempt, self.steps, recipe.train.batch, share, writes_metrics=self.fold is None)
 
         def from_step(first: int) -> Iterator[MicroBatch]:
             return batches(self.crops, recipe.train, world.rank, world.size, first, self.steps, workers)
@@ -180,14 +180,14 @@ class TrainingLog:
     Attributes:
         steps: of the whole run; `batch`: crops in a step, over all ranks.
         share: micro-batches of this rank in a step.
-        kept: whether lines of metrics are written; a fold's network is thrown away.
+        writes_metrics: whether lines of metrics are written; a fold's network is thrown away.
     """
 
     attempt: Attempt
     steps: int
     batch: int
     share: int = 1
-    kept: bool = True
+    writes_metrics: bool = True
     _window: list[Mapping[str, float]] = field(default_factory=list)
     _shown: dict[str, float] = field(default_factory=dict)
 
@@ -197,7 +197,7 @@ class TrainingLog:
         self._window.append(values)
         self._shown["loss"] = values["loss"]
         self.attempt.progress(step, self.steps, "steps", **self._shown)
-        if not self.kept or (step % max(1, self.steps // METRIC_LINES) and step != self.steps):
+        if not self.writes_metrics or (step % max(1, self.steps // METRIC_LINES) and step != self.steps):
             return
         means = {name: mean(line[name] for line in self._window) for name in values}
         self._window.clear()

@@ -45,11 +45,11 @@ class TableFiles:
 
     Attributes:
         headline: the first line that it prints; `notes`: what a user should know besides.
-        made: what each file is -> its path.
+        paths: what each file is -> its path.
     """
 
     headline: str
-    made: Mapping[str, Path]
+    paths: Mapping[str, Path]
     notes: Sequence[str] = ()
 
 
@@ -112,7 +112,7 @@ def table(
 
 def after_segmenting(run: Run) -> dict[str, Path]:
     """Writes the table of wells and its heat maps as segmenting ends; returns what each is -> its path."""
-    return dict(_write(run, read_plates(run), run.folder / "wells.csv", Form(), None).made)
+    return dict(_write(run, read_plates(run), run.folder / "wells.csv", Form(), None).paths)
 
 
 def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
