@@ -118,7 +118,7 @@ class EditSession:
     def described(self) -> list[str]:
         """Returns lines about what would be edited."""
         provenances = [store.label_provenance(self.index.image(key), self.labels) for key in self.keys]
-        human = sum(provenance is not None and provenance[0] == "human" for provenance in provenances)
+        human = sum(provenance is not None and provenance.origin == "human" for provenance in provenances)
         others = sum(provenance is not None for provenance in provenances) - human
         return [
             f"{len(self.keys)} of {len(self.index.plate.fields)} fields of {self.index.path}",
@@ -222,7 +222,7 @@ class EditSession:
         provenance = store.label_provenance(image, self.labels)
         store.write_labels(
             image, name, store.read_labels(image, self.labels), origin=origin, boxes=boxes,
-            fingerprint=provenance[1] if provenance else "",
+            fingerprint=provenance.fingerprint if provenance else "",
         )  # fmt: skip
         if name not in self.backup_names:
             self.backup_names.append(name)

@@ -228,7 +228,7 @@ def choose_labels_name(inputs: SegmentInputs) -> tuple[SegmentInputs, tuple[str,
 
 def _has_drawn(plate: PlateInput) -> bool:
     """Returns whether any field of the plate has labels of the run's name that no run of segment computed."""
-    return any(not fingerprint for _, fingerprint in plate.provenance.values())
+    return any(not provenance.fingerprint for provenance in plate.provenance.values())
 
 
 # ---------------------------------------------------------------- a plate, before and when a run starts
@@ -265,13 +265,13 @@ def existing_labels(plate: PlateInput, todo: Collection[FieldKey] = ()) -> Exist
     existing = ExistingLabels([], [], [], [], [], edits_are_known=False)
     for key in plate.keys if keeps_labels else ():
         provenance = plate.provenance.get(key)
-        if provenance and not provenance[1]:
+        if provenance and not provenance.fingerprint:
             existing.drawn.append(key)
             provenance = label_provenance(plate.image(key), name + COPY)
-        is_current = provenance is not None and provenance[1] == plate.labels_fingerprint(key)
+        is_current = provenance is not None and provenance.fingerprint == plate.labels_fingerprint(key)
         if not is_current:
             existing.missing.append(key)
-        if provenance and not provenance[1]:
+        if provenance and not provenance.fingerprint:
             existing.corrected.append(key)
         elif provenance and not is_current:
             existing.by_others.append(key)
@@ -326,7 +326,7 @@ def _computed_before(plate: PlateInput, key: FieldKey, name: str) -> str:
     for change in plate.index.changes:
         # Labels of this very recipe have another fingerprint if the metadata changed since.
         index = replace(plate.index, plate=former(plate.index.plate, change))
-        if provenance and plate.labels_fingerprint(key, index) == provenance[1]:
+        if provenance and plate.labels_fingerprint(key, index) == provenance.fingerprint:
             return f"that were computed before its metadata changed ({'; '.join(change.lines)})"
     return ""
 
@@ -386,7 +386,7 @@ def _change(run: Path, records: Mapping[str, Row], plate: PlateInput, key: Field
     provenance = label_provenance(image, name)
     if provenance is None:
         return "are gone"
-    if provenance[1] != plate.labels_fingerprint(key):
+    if provenance.fingerprint != plate.labels_fingerprint(key):
         return "are of another run by now"
     try:
         if "labels" in record:

@@ -229,7 +229,11 @@ def reference_counts(reference: ReferenceRecipe | None, reader: FieldReader, own
         return None
     if reference.labels is not None:
         provenance = label_provenance(reader.image, reference.labels)
-        if provenance is None or provenance[1] == own or not fully_annotated(reader.image, reference.labels):
+        if (
+            provenance is None
+            or provenance.fingerprint == own
+            or not fully_annotated(reader.image, reference.labels)
+        ):
             return None
         labels = read_labels(reader.image, reference.labels).reshape(-1, *reader.shape)
         return [int(np.count_nonzero(np.unique(image))) for image in labels]

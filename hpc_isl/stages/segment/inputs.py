@@ -16,7 +16,7 @@ from hpc_isl.learning.data.fields import field_view, image_key, imaged_times, se
 from hpc_isl.learning.data.rescale import Scale, at_scale, scale_on
 from hpc_isl.learning.data.view import View
 from hpc_isl.learning.network.contract import Contract
-from hpc_isl.plates.label_groups import slug
+from hpc_isl.plates.label_groups import LabelProvenance, slug
 from hpc_isl.plates.plate import FieldKey, Plate
 from hpc_isl.plates.store import Index, label_provenance, open_plate, stamp
 from hpc_isl.recipes.load import digests, load_kept
@@ -193,8 +193,8 @@ class PlateInput:
         return self.illumination.facts()
 
     @cached_property
-    def provenance(self) -> Mapping[FieldKey, tuple[str, str]]:
-        """Field -> who made its labels of the run's name, as `label_provenance` returns it; read once."""
+    def provenance(self) -> Mapping[FieldKey, LabelProvenance]:
+        """Field -> where its labels of the run's name come from; read once."""
         provenances = (
             (field.key, label_provenance(self.image(field.key), self.models.labels))
             for field in self.index.plate.fields
@@ -243,7 +243,7 @@ class PlateInput:
         ):  # fmt: skip
             provenance = label_provenance(self.image(key), name) if name else None
             # Labels that this run itself wrote are neither.
-            if name and provenance and provenance[1] != facts["labels"]:
+            if name and provenance and provenance.fingerprint != facts["labels"]:
                 facts[kind] = labels_stamp(self.image(key), name)
         keys = [key]
         if self.models.stain_contract:

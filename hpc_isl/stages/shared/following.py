@@ -103,7 +103,8 @@ def _annotated_counts(study: PlateViews) -> dict[str, dict[str, int]]:
             image = plate.index.image(key)
             for name in label_names(image):
                 # Labels with a fingerprint were computed by a run of segment: nobody annotated them.
-                if (label_provenance(image, name) or ("", ""))[1] == "":
+                provenance = label_provenance(image, name)
+                if provenance is None or not provenance.fingerprint:
                     counts.setdefault(name, dict.fromkeys(PARTS, 0))[part] += 1
     return dict(sorted(counts.items(), key=lambda pair: -sum(pair[1].values())))
 
