@@ -124,7 +124,9 @@ def memory_here(site: Site) -> int:
     """
     if site.memory is not None and (mb := megabytes(site.memory)):
         return mb * 2**20
-    limits = [psutil.virtual_memory().available, _memory_of_job(os.environ), _memory_left_in_cgroups()]
+    limits = [psutil.virtual_memory().available, _memory_of_job(os.environ)]
+    # What the control groups of this process leave, as of a container or of Slurm; 0: no limit.
+    limits += (_memory_left(folder, files) for files in CGROUP_FILES for folder in _groups(files))
     return min(limit for limit in limits if limit)
 
 
@@ -136,12 +138,6 @@ def _memory_of_job(variables: Mapping[str, str]) -> int:
         return per_node * 2**20
     cpus = int(variables.get("SLURM_CPUS_ON_NODE", 0))
     return int(variables.get("SLURM_MEM_PER_CPU", 0)) * cpus * 2**20
-
-
-def _memory_left_in_cgroups() -> int:
-    """Returns what the control groups of this process leave, as of a container or of Slurm; 0: no limit."""
-    groups = ((folder, files) for files in CGROUP_FILES for folder in _groups(files))
-    return min((free for folder, files in groups if (free := _memory_left(folder, files))), default=0)
 
 
 def _groups(files: CgroupFiles) -> Iterator[Path]:

@@ -142,7 +142,9 @@ def wait(visit: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome
     """Waits for all nodes to write, and logs what Slurm says meanwhile."""
     start_time, logged_state, seen_times = time.monotonic(), "", dict[int, float]()
     job: QueuedJob | None = None
-    while len(seen_times) < visit.nodes and not (job and _is_over(job)):
+    while len(seen_times) < visit.nodes:
+        if job and (job.state in ENDED or (job.state == "PENDING" and job.reason.split(",")[0] in NEVER)):
+            break
         if time.monotonic() - start_time > patience_s:
             return _outcome(visit, seen_times, job, patient=False)
         job = _ask_slurm(visit) or job
@@ -159,11 +161,6 @@ def wait(visit: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome
             _look(visit, seen_times)
             time.sleep(POLL_S)
     return _outcome(visit, seen_times, job)
-
-
-def _is_over(job: QueuedJob) -> bool:
-    waits_for_ever = job.state == "PENDING" and job.reason.split(",")[0] in NEVER
-    return waits_for_ever or job.state in ENDED
 
 
 def _ask_slurm(visit: Visit) -> QueuedJob | None:

@@ -91,22 +91,18 @@ def _removable_files(run: Run) -> Iterator[Path]:
 
 def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
     """Yields the runs that use the run: each array once, and none of its own elements."""
-    seen = {run}
+    seen, own_folder = {run}, os.path.realpath(run.folder)
     for candidate in runs:
         steps = candidate.elements() if candidate.stage == "chain" else []
         model_folders = [
             folder for member in uses.computing_runs([candidate]) for folder in uses.models_used(member)
         ]
         if candidate not in seen and any(
-            _is_in(folder, run) for folder in (*(step.folder for step in steps), *model_folders)
+            Path(os.path.realpath(folder)).is_relative_to(own_folder)
+            for folder in (*(step.folder for step in steps), *model_folders)
         ):
             seen.add(candidate)
             yield candidate
-
-
-def _is_in(folder: Path, run: Run) -> bool:
-    """Whether a folder is the run's, or lies in it."""
-    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(run.folder))
 
 
 def _remaining(run: Run) -> Iterator[str]:

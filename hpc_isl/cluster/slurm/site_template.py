@@ -135,7 +135,8 @@ def text(name: str, cluster: Cluster, person: User, conf: Path | None = None) ->
     """Returns the file: what is chosen, from what, and what else there is."""
     partition = chosen(cluster, person)
     rows = [
-        *_cluster_rows(conf),
+        ("executor: slurm", ""),
+        *([(f"slurm_conf: {_yaml_word(os.path.abspath(conf))}", "")] if conf is not None else []),
         *_user_rows(person, partition),
         *_partition_rows(partition),
         *_node_rows(partition),
@@ -153,12 +154,6 @@ def text(name: str, cluster: Cluster, person: User, conf: Path | None = None) ->
 
 
 Row = tuple[str, str]
-
-
-def _cluster_rows(conf: Path | None) -> Iterator[Row]:
-    yield "executor: slurm", ""
-    if conf is not None:
-        yield f"slurm_conf: {_yaml_word(os.path.abspath(conf))}", ""
 
 
 def _user_rows(person: User, partition: Partition) -> Iterator[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetune import sweep
-from hpc_isl.stages.finetune.boxes import Box, fingerprint, states
+from hpc_isl.stages.finetune.boxes import fingerprint, states
 from hpc_isl.stages.finetune.boxes import parts as boxes_parts
 from hpc_isl.stages.finetune.inputs import (
     FinetuneInputs,
@@ -57,7 +57,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
     inputs = resolve_inputs(recipe)
     (_check if recipe.program is None else _check_program)(recipe, inputs)
     labels = states([*inputs.learning, *inputs.testing])
-    boxes = _boxes(inputs)
+    boxes = {"boxes": inputs.learning, "test boxes": inputs.testing}
 
     def stamp(image: Path, name: str) -> str:
         return labels[image, name].stamp
@@ -154,10 +154,6 @@ def _check(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> None:
         raise UserError("arm=imagenet: net.weights names no weights; give imagenet, or a file")
     if recipe.n != 0:
         check_batchnorm(inputs.net, recipe.train, len(inputs.study.view.sources), frozen_batchnorm(recipe))
-
-
-def _boxes(inputs: FinetuneInputs) -> dict[str, Sequence[Box]]:
-    return {"boxes": inputs.learning, "test boxes": inputs.testing}
 
 
 def _fingerprints(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> dict[str, str]:

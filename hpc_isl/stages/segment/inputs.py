@@ -17,7 +17,7 @@ from hpc_isl.learning.data.rescale import Scale, at_scale, scale_on
 from hpc_isl.learning.data.view import View
 from hpc_isl.learning.network.contract import Contract
 from hpc_isl.plates.label_groups import LabelProvenance, slug
-from hpc_isl.plates.plate import FieldKey, Plate
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_provenance, open_plate, stamp
 from hpc_isl.recipes.load import digests, load_kept
 from hpc_isl.recipes.segment import SegmentRecipe
@@ -215,7 +215,9 @@ class PlateInput:
         `index`: of the plate as it was before its metadata changed.
         """
         index = index or self.index
-        facts = {"model": self.models.model_hashes[0], "plate": _sizes(index.plate), "field": str(key)}
+        plate = index.plate
+        sizes = [plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]]
+        facts = {"model": self.models.model_hashes[0], "plate": json.dumps(sizes), "field": str(key)}
         keys = [image_key(key, role) for role in self.models.contract.view.sources]
         return self._digests[0](facts | _pixels(index, keys))
 
@@ -251,11 +253,6 @@ class PlateInput:
         if reference and reference.acquisition is not None:
             keys.append(replace(key, acquisition=reference.acquisition))
         return self._digests[1](facts | _pixels(index, keys))
-
-
-def _sizes(plate: Plate) -> str:
-    """Returns sizes of pixels, and the vendor's illumination."""
-    return json.dumps([plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]])
 
 
 def _pixels(index: Index, keys: Sequence[FieldKey]) -> dict[str, str]:

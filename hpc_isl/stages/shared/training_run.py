@@ -28,7 +28,6 @@ from hpc_isl.learning.training.loop import Hooks, Progress, train
 from hpc_isl.learning.training.optim import Group
 from hpc_isl.learning.training.precision import device_of, name_of, resolve
 from hpc_isl.learning.training.world import World
-from hpc_isl.objects.types import Pixels
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import NetRecipe
@@ -131,16 +130,16 @@ class TrainingRun(Generic[SomeRecipe]):
 
     def _validate(self, log: TrainingLog, fields: Sequence[PlateField], step: int) -> float | None:
         stopping = self.attempt.stopping.is_set
-        scores = quick_scores(self.predictor(), fields, self.world, stopping, self._loss_of_field)
+        scores = quick_scores(
+            self.predictor(), fields, self.world, stopping,
+            # A loss takes batches: a field is a batch of one.
+            lambda *pair: float(self.loss(*(torch.tensor(pixels)[None] for pixels in pair))),
+        )  # fmt: skip
         self.attempt.clock.tick(VALIDATION, megapixels(fields[self.world.rank :: self.world.size]))
         if scores is None:
             return None
         log.validated(step, scores)
         return scores["pcc"]
-
-    def _loss_of_field(self, prediction: Pixels, target: Pixels) -> float:
-        # A loss takes batches: a field is a batch of one.
-        return float(self.loss(torch.tensor(prediction)[None], torch.tensor(target)[None]))
 
     def _fields_of_micro_batch(self, step: int, micro: int) -> str:
         train = self.recipe.train

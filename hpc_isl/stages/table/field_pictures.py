@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,12 +64,13 @@ def _spread(groups: Sequence[Sequence[Place]]) -> list[Place]:
 def _pictures(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption: str) -> list[Html]:
     """Returns a picture of these fields; none of those whose plate has gone."""
     plate_by_name = {plate.name: plate for plate in plates}
-    indices = {
-        name: _open_if_valid(plate_by_name[name]) for name in dict.fromkeys(place[0] for place in texts)
-    }
+    indices: dict[str, Index] = {}
+    for name in dict.fromkeys(place[0] for place in texts):
+        with suppress(UserError):
+            indices[name] = open_plate(plate_by_name[name].path)
     images = {}
     for place in texts:
-        index = indices[place[0]]
+        index = indices.get(place[0])
         if index is not None and (pixels := _pixels(plate_by_name[place[0]], index, place)) is not None:
             images[place] = pixels
     if not images:
@@ -81,13 +83,6 @@ def _pictures(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], capt
     png = io.BytesIO()
     figure.savefig(png, format="png", facecolor="white")
     return [picture(png.getvalue(), caption, caption)]
-
-
-def _open_if_valid(plate: SegmentedPlate) -> Index | None:
-    try:
-        return open_plate(plate.path)
-    except UserError:
-        return None
 
 
 def _pixels(plate: SegmentedPlate, index: Index, place: Place) -> NDArray[np.float32] | None:
