@@ -199,7 +199,7 @@ def of_nodes(
     yield findings.cpus(nodes, site)
     if not missing:  # a node that never came could not be reached either
         yield findings.ports(nodes, site)
-    yield findings.clocks(local_facts, nodes, node_visit.submitted, outcome.seen_times)
+    yield findings.clocks(local_facts, nodes, node_visit.submit_time, outcome.seen_times)
     yield from findings.room(nodes)
     if server:
         yield findings.tracking(nodes, server, "on the nodes")

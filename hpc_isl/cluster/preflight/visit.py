@@ -50,7 +50,7 @@ class Visit:
         nodes: how many are to write.
         job: Slurm's name of it; empty: it was refused.
         refusal: sbatch's output then.
-        submitted: when, by the clock of this machine.
+        submit_time: when, by the clock of this machine.
     """
 
     site: Site
@@ -58,7 +58,7 @@ class Visit:
     nodes: int
     job: str = ""
     refusal: str = ""
-    submitted: float = 0.0
+    submit_time: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _submit(site: Site, folder: Path, tracking: str | None) -> Visit:
     if code:
         return Visit(site, folder, nodes, refusal=errors or out or f"sbatch ended with {code}")
     job = out.splitlines()[-1].split(";")[0]
-    return Visit(site, folder, nodes, job, submitted=submitted)
+    return Visit(site, folder, nodes, job, submit_time=submitted)
 
 
 def _flags(site: Site, folder: Path, nodes: int) -> Iterator[str]:

@@ -118,7 +118,7 @@ class Predictor:
             for tile, prediction in zip(group, predictions, strict=False):  # a filled-up batch has more
                 for rows, pixels in blend.add(tile, prediction):
                     write(rows, pixels)
-        for rows, pixels in blend.rest():
+        for rows, pixels in blend.last_rows():
             write(rows, pixels)
 
     def tiling_warning(self, shape: tuple[int, int]) -> str:
@@ -316,7 +316,7 @@ class Blend:
         part = prediction[:, *inner] * np.multiply.outer(down, across)
         total[:, y.start - self._top : y.stop - self._top, x] += part
 
-    def rest(self) -> Iterator[Rows]:
+    def last_rows(self) -> Iterator[Rows]:
         """Yields the last rows, after all tiles."""
         yield from self._until(self._shape[0])
 

@@ -191,7 +191,7 @@ def _savings(results: Results) -> Iterator[object]:
     rows = [
         [saving.arm, saving.n, f"{saving.objects:.0f}", number(saving.score), saving.base,
          "–" if saving.factor is None else f"{saving.factor} ×",
-         "–" if saving.likely is None else str(saving.likely)]
+         "–" if saving.interval is None else str(saving.interval)]
         for saving in savings
     ]  # fmt: skip
     score = name_of_score(results.sweep.score)
@@ -353,5 +353,5 @@ def _savings_sentences(savings: Sequence[Saving]) -> Iterator[str]:
         if saving.factor is None:
             yield f"At a score of {number(saving.score)} no annotations are saved over {saving.base}."
             continue
-        likely = f" [{saving.likely}]" if saving.likely else ""
+        likely = f" [{saving.interval}]" if saving.interval else ""
         yield f"For that score, {saving.base} needs {saving.factor} × the annotated objects{likely}."

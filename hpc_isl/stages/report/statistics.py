@@ -207,7 +207,7 @@ class Saving:
 
     Attributes:
         factor: None where the score is next to nothing: that much is reached without annotations.
-        likely: 95 % interval; None where one draw alone was made, or there is no factor.
+        interval: 95 % interval; None where one draw alone was made, or there is no factor.
     """
 
     arm: Arm
@@ -216,7 +216,7 @@ class Saving:
     objects: float
     score: float
     factor: Between | None
-    likely: Between | None
+    interval: Between | None
 
 
 def savings(sweep: Sweep, scores: Design) -> Iterator[Saving]:

@@ -188,14 +188,14 @@ class TrainingLog:
     share: int = 1
     writes_metrics: bool = True
     _window: list[Mapping[str, float]] = field(default_factory=list)
-    _shown: dict[str, float] = field(default_factory=dict)
+    _bar_values: dict[str, float] = field(default_factory=dict)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the values that the loop reports after a step; metrics are means since the last line."""
         self.attempt.clock.tick(STEPS, self.share)
         self._window.append(values)
-        self._shown["loss"] = values["loss"]
-        self.attempt.progress(step, self.steps, "steps", **self._shown)
+        self._bar_values["loss"] = values["loss"]
+        self.attempt.progress(step, self.steps, "steps", **self._bar_values)
         if not self.writes_metrics or (step % max(1, self.steps // METRIC_LINES) and step != self.steps):
             return
         means = {name: mean(line[name] for line in self._window) for name in values}
@@ -209,7 +209,7 @@ class TrainingLog:
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
         """Logs the scores of the validation fields after a step."""
         finite = {name: value for name, value in scores.items() if not math.isnan(value)}
-        self._shown |= {"pcc": finite["pcc"]} if "pcc" in finite else {}
+        self._bar_values |= {"pcc": finite["pcc"]} if "pcc" in finite else {}
         self.attempt.metric(step, **{f"validation/{name}": value for name, value in finite.items()})
         text = ", ".join(f"{title} {scores[name]:.4f}" for name, title in TITLES.items() if name in scores)
         constant = f"; {constant_text(scores[CONSTANT])}" if CONSTANT in scores else ""

@@ -91,7 +91,7 @@ def _pixels(plate: SegmentedPlate, index: Index, place: Place) -> NDArray[np.flo
     image = images[(images.well == place[1]) & (images.field == place[2])].iloc[0]
     key = FieldKey(place[1], place[2], int(image.acquisition))
     try:
-        channel = index.channel(plate.shown) if plate.shown else 0
+        channel = index.channel(plate.shown_channel) if plate.shown_channel else 0
         field, planes = index.field(key), index.planes(key, channel, int(image.time))
         if not planes:
             return None

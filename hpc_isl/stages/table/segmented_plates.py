@@ -60,7 +60,7 @@ class SegmentedPlate:
             Of runs of this version also: `focus` (source -> sharpness and contrast), `saturated` and
             `incomplete` (whether any pixels, or planes, are). Where fields are left out, also `excluded`;
             once `quality.flagged`, a column for each flag.
-        path: of the plate, which may have gone; shown: the channel that pictures show, or empty.
+        path: of the plate, which may have gone; shown_channel: of pictures, or empty.
         kind: of the objects: nuclei, cells or stain; empty for a run of an earlier version, which lacks it.
     """
 
@@ -73,7 +73,7 @@ class SegmentedPlate:
     images: pd.DataFrame
     kind: str = ""
     path: Path = Path()
-    shown: str = ""
+    shown_channel: str = ""
 
     @property
     def schema(self) -> pa.Schema:
