@@ -158,7 +158,7 @@ def csv_rows(text: str, **dialect: Any) -> list[list[str]]:
 def only_writer(lock: Path, wait_s: float = 0) -> Iterator[bool]:
     """Yields whether this process holds the lock alone; waits for it up to `wait_s` seconds."""
     with lock.open("a") as stream:
-        yield _locked(stream.fileno(), fcntl.LOCK_EX, wait_s)
+        yield _try_lock(stream.fileno(), fcntl.LOCK_EX, wait_s)
 
 
 @contextmanager
@@ -170,12 +170,12 @@ def among_readers(lock: Path, wait_s: float = 0) -> Iterator[bool]:
         yield True
         return
     try:
-        yield _locked(descriptor, fcntl.LOCK_SH, wait_s)
+        yield _try_lock(descriptor, fcntl.LOCK_SH, wait_s)
     finally:
         os.close(descriptor)
 
 
-def _locked(descriptor: int, kind: int, wait_s: float) -> bool:
+def _try_lock(descriptor: int, kind: int, wait_s: float) -> bool:
     deadline = time.monotonic() + wait_s
     while True:
         try:

@@ -35,7 +35,7 @@ class Plan:
         makes: the folders or files that will appear.
         claims: returns what no other run may write meanwhile: a path, and what in it, as `labels of B03/1`.
         check_size: raises a `UserError` for a number of processes that cannot share the work.
-        former: returns fingerprints as earlier versions noted them, of those `inputs` where they differ.
+        former_fingerprints: returns `inputs` that earlier versions noted otherwise, as they did.
         parts: name of an input that consists of many -> the name of each part -> its own fingerprint.
         workload: from which the time is estimated; None: it is not.
         precision: key of the recipe, and its value, that say in which numbers a network computes.
@@ -47,7 +47,7 @@ class Plan:
     makes: tuple[Path, ...] = ()
     claims: Callable[[], Iterable[tuple[Path, str]]] = field(default=tuple, compare=False)
     check_size: Callable[[int], object] = field(default=lambda size: None, compare=False)
-    former: Callable[[], Mapping[str, str]] = field(default=dict, compare=False)
+    former_fingerprints: Callable[[], Mapping[str, str]] = field(default=dict, compare=False)
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     workload: Workload | None = None
     precision: tuple[str, str] | None = None

@@ -34,7 +34,7 @@ RESUMED = (
 )
 
 
-def _one_run(arguments: Namespace, roots: tuple[Path, ...] = ()) -> Run:
+def _named_run(arguments: Namespace, roots: tuple[Path, ...] = ()) -> Run:
     from hpc_isl.cluster.run_folder import folders
 
     if len(arguments.words) != 1:
@@ -107,7 +107,7 @@ def logs(arguments: Namespace) -> int:
     from hpc_isl.cluster.monitor import follow, status_table
     from hpc_isl.cluster.run_folder import status
 
-    run = _one_run(arguments)
+    run = _named_run(arguments)
     if arguments.follow and status.status_of(run).alive:  # one that has ended is printed like any other
         return follow.follow(run, console(run.root), arguments.rank or 0, everything=True)
     for line in status_table.log_lines(run, arguments.rank):
@@ -123,7 +123,7 @@ def cancel(arguments: Namespace) -> int:
     """Tells a run to save and stop."""
     from hpc_isl.cluster.run_folder import status
 
-    run = _one_run(arguments)
+    run = _named_run(arguments)
     log(status.cancel(run))
     log(f"next: {console(run.root).command('resume', run)}")
     return 0
@@ -174,7 +174,7 @@ def _run_and_site_keys(arguments: Namespace) -> tuple[Run, list[str]]:
     arguments.words = [word for word in arguments.words if not word.startswith("site.")]
     # --site says here where to compute; the run may lie in the folders of another site.
     other_roots = folders_of_runs() if arguments.site and not arguments.root else ()
-    return _one_run(arguments, tuple(dict.fromkeys((*other_roots, *run_folders(arguments))))), keys
+    return _named_run(arguments, tuple(dict.fromkeys((*other_roots, *run_folders(arguments))))), keys
 
 
 def _site(run: Run, name: str | None, keys: list[str]) -> Site:
@@ -202,10 +202,10 @@ def remove(arguments: Namespace) -> int:
     # A run whose removal was cut short is not found by its name any more, but its folder has the mark.
     candidates = [root / word for word in arguments.words for root in (Path(), *roots)]
     removed_runs = [run for folder in candidates if (run := Run(folder.absolute())).removed is not None]
-    run = removed_runs[0] if removed_runs and len(arguments.words) == 1 else _one_run(arguments)
+    run = removed_runs[0] if removed_runs and len(arguments.words) == 1 else _named_run(arguments)
     removal = remove.removal(run, folders.some([], *roots))
     log(f"{run.stage} {run.name!r} in {run.folder}: {removal.size / 1e9:.3g} GB")
-    log("\n".join(["these stay:", *(f"  {line}" for line in removal.stays)]))
+    log("\n".join(["these stay:", *(f"  {line}" for line in removal.remaining)]))
     users = ", ".join(f"{user.stage} {user.name!r}" for user in removal.users)
     if users and not arguments.force:
         raise UserError(
@@ -239,7 +239,7 @@ def sync(arguments: Namespace) -> int:
     from hpc_isl.cluster.tracking import forward
 
     if arguments.follow:
-        forward.follow(_one_run(arguments))
+        forward.follow(_named_run(arguments))
         return 0
     return forward.sync_all(folders.some(arguments.words, *run_folders(arguments)), log)
 
@@ -268,7 +268,7 @@ def ui(arguments: Namespace) -> int:
 )  # fmt: skip
 def report(arguments: Namespace) -> int:
     """Makes one page about a sweep of finetune, as far as it is done."""
-    run = _one_run(arguments)  # before imports that take seconds: a wrong name is reported at once
+    run = _named_run(arguments)  # before imports that take seconds: a wrong name is reported at once
     from hpc_isl import site
     from hpc_isl.cluster.run_folder import uses
     from hpc_isl.cluster.tracking import forward
@@ -277,7 +277,7 @@ def report(arguments: Namespace) -> int:
     output = report(run)
     for line in uses.changed(run):
         log(f"warning: {line}, after this run was planned")
-    log("\n".join([*output.headline, f"  report      {_short(output.page)}"]))
+    log("\n".join([*output.headline, f"  report      {_short_path(output.page)}"]))
     if site.saved_site(run.site).tracking_address(run.root) is not None:
         forward.sync_each([run], log)
     return 0
@@ -307,7 +307,7 @@ TABLE_KEYS = {
 def table(arguments: Namespace) -> int:
     """Writes a table of all plates of a run of segment, joined with their plate maps, and heat maps."""
     keys = take_keys(arguments, TABLE_KEYS)
-    run = _one_run(arguments)
+    run = _named_run(arguments)
     from hpc_isl.cluster.run_folder import uses
     from hpc_isl.stages.table.stage import table
 
@@ -320,10 +320,13 @@ def table(arguments: Namespace) -> int:
         keys.get("format", "plain"), Path(keys["exclude"]).expanduser() if "exclude" in keys else None,
         Path(keys["qc"]).expanduser() if "qc" in keys else None,
     )  # fmt: skip
-    width = max(map(len, output.made))
+    width = max(map(len, output.paths))
     log(
         "\n".join(
-            [output.headline, *(f"  {kind:<{width}}  {_short(path)}" for kind, path in output.made.items())]
+            [
+                output.headline,
+                *(f"  {kind:<{width}}  {_short_path(path)}" for kind, path in output.paths.items()),
+            ]
         )
     )
     for note in output.notes:
@@ -333,6 +336,6 @@ def table(arguments: Namespace) -> int:
     return 0
 
 
-def _short(path: Path) -> str:
+def _short_path(path: Path) -> str:
     """Returns the path as it is typed from here, where it lies below."""
     return str(path.relative_to(os.getcwd())) if path.is_relative_to(os.getcwd()) else str(path)

@@ -47,6 +47,6 @@ def edit(recipe: AnnotateRecipe, console: Console, arguments: Namespace) -> int:
         finally:  # also where the window was left by Ctrl-C
             count = many(len(session.saved), "field", "is", "are")
             log(f"{count} saved as a person's labels {recipe.labels!r}")
-            for name in session.kept:
+            for name in session.backup_names:
                 log(f"  what was there is kept as {name!r}")
     return 0

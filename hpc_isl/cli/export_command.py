@@ -63,7 +63,9 @@ def _export_labels(keys: dict[str, str]) -> int:
             Path(keys["plate"]), keys["labels"], Path(keys["out"]).expanduser(),
             keys.get("format", "geojson"), names_in(keys.get("fields", "")), progress,
         )  # fmt: skip
-    lacking = f"; {many(output.without, 'field', 'has', 'have')} no such labels" if output.without else ""
+    lacking = (
+        f"; {many(output.unlabelled, 'field', 'has', 'have')} no such labels" if output.unlabelled else ""
+    )
     log(f"{many(output.objects, 'object')} of {many(output.fields, 'field')}{lacking}")
     log(f"  outlines  {output.out}")
     return 0

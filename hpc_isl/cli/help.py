@@ -58,7 +58,7 @@ Row = tuple[str, str, str]  # key, default, meaning
 def stage_manual(verb: str, program: str, every_key: bool = True) -> str:
     """Returns the page of a verb: keys that must be given, the usual ones and examples, or every key."""
     kind = KINDS[verb]
-    defaults, origin = _shipped(verb)
+    defaults, origin = _shipped_defaults(verb)
     recipe_rows, site_rows = list(rows(kind, defaults)), list(rows(Site, {}))
     required = [row for row in recipe_rows if row[1] == REQUIRED and "N." not in row[0]]
     usual = [
@@ -80,7 +80,7 @@ def stage_manual(verb: str, program: str, every_key: bool = True) -> str:
     return "\n".join(lines)
 
 
-def _shipped(verb: str) -> tuple[dict[str, Any], str]:
+def _shipped_defaults(verb: str) -> tuple[dict[str, Any], str]:
     """Returns what the shipped recipe of the verb sets, and a remark about it."""
     try:
         path = shipped(f"{verb}.yaml")

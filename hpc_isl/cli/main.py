@@ -111,12 +111,12 @@ def run_command(argv: list[str]) -> int:
 def overview() -> str:
     """Returns the page of `--help`: every verb with one line."""
 
-    def listed(meanings: dict[str, str]) -> str:
+    def verb_lines(meanings: dict[str, str]) -> str:
         return "\n".join(f"  {verb:<10}{meaning}" for verb, meaning in meanings.items())
 
     meanings = {name: command.meaning for name, command in COMMANDS.items()}
     return OVERVIEW.format(
-        program=program(), stages=listed(_stages()), many=listed(MANY), commands=listed(meanings)
+        program=program(), stages=verb_lines(_stages()), many=verb_lines(MANY), commands=verb_lines(meanings)
     )
 
 

@@ -40,7 +40,7 @@ def site(arguments: Namespace) -> int:
     if action not in SITE_ACTIONS:
         raise UserError(f"site {action}: no such action; {nearest(action, SITE_ACTIONS)}")
     if action == "list":
-        log("\n".join(_listed()))
+        log("\n".join(_site_lines()))
         return 0
     if len(names) != 1:
         raise UserError(f"site init: name the site, as in {program()} site init mycluster")
@@ -80,7 +80,7 @@ def _new_site_file(name: str, out: Path | None) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _listed() -> Iterator[str]:
+def _site_lines() -> Iterator[str]:
     """Yields a line for each site: its name, where it computes, its file."""
     from hpc_isl.site import load, site_files, site_folders
 
@@ -279,7 +279,7 @@ def pack(arguments: Namespace) -> int:
     Every entry is compared with the plate before the file gets its name. The plate stays, unless --remove is
     given. A packed plate is only read: labels made of it go to NAME.hpc_isl beside it.
     """
-    plate, out = _one_plate(arguments, PACK_KEYS)
+    plate, out = _plate_and_out(arguments, PACK_KEYS)
     from hpc_isl.cluster.run_folder import folders, uses
     from hpc_isl.stages import pack as packing
 
@@ -296,7 +296,7 @@ def pack(arguments: Namespace) -> int:
 @command("a packed plate as a folder again", "PLATE.ozx [out=NAME.zarr]", "P01.ozx", keys=UNPACK_KEYS)
 def unpack(arguments: Namespace) -> int:
     """Writes a packed plate as a folder again, with the labels made of it since; the file stays."""
-    path, out = _one_plate(arguments, UNPACK_KEYS)
+    path, out = _plate_and_out(arguments, UNPACK_KEYS)
     from hpc_isl.stages import pack as packing
 
     output = packing.unpack(path, out)
@@ -304,7 +304,7 @@ def unpack(arguments: Namespace) -> int:
     return 0
 
 
-def _one_plate(arguments: Namespace, keys: Mapping[str, str]) -> tuple[Path, Path | None]:
+def _plate_and_out(arguments: Namespace, keys: Mapping[str, str]) -> tuple[Path, Path | None]:
     """Returns the plate that is named, and `out=` if it is given."""
     values, plates = take_keys(arguments, keys), arguments.words
     if len(plates) != 1:

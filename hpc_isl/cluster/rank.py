@@ -192,15 +192,15 @@ class Listener:
         self.signals.add(number)
 
     def _look(self) -> None:
-        while not self.signals and not self.overdue and not self._orphaned():
+        while not self.signals and not self.overdue and not self._is_orphaned():
             time.sleep(0.2)
         self.attempt.stopping.set()
-        while not self._orphaned():
+        while not self._is_orphaned():
             time.sleep(0.2)
         time.sleep(ORPHAN_GRACE_S)
         os.killpg(0, signal.SIGKILL)
 
-    def _orphaned(self) -> bool:
+    def _is_orphaned(self) -> bool:
         watched = bool(self._watcher)
         return watched and (os.getppid() != self._parent or not psutil.pid_exists(self._watcher))
 

@@ -109,13 +109,13 @@ def calibrate(values: Sequence[Floats], found: Sequence[NDArray[np.bool_]]) -> C
         return Calibration((), figures)
     halves = np.repeat(np.arange(len(found)) % 2, [len(box_found) for box_found in found])
     for name, columns in (("", slice(None)), ("area_", slice(2, None))):
-        chance = _crossed(all_values[:, columns], all_found, halves)
+        chance = _cross_validated(all_values[:, columns], all_found, halves)
         if chance is not None:
             figures |= {f"{name}{key}": value for key, value in _figures(all_found, chance).items()}
     return Calibration(learn(all_values, all_found), figures)
 
 
-def _crossed(values: Floats, found: NDArray[np.bool_], halves: NDArray[np.int64]) -> Floats | None:
+def _cross_validated(values: Floats, found: NDArray[np.bool_], halves: NDArray[np.int64]) -> Floats | None:
     """Returns the probability of each object as the other half of the boxes teaches it; None: it cannot."""
     chance = np.empty(len(found))
     for half in (0, 1):

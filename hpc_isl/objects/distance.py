@@ -37,7 +37,7 @@ def distance_map(labels: AnyLabels, scale: Scale = "object") -> Distance:
     names = names_of(labels)
     distance = np.zeros(names.shape, np.float32)
     if names.size:
-        _across(names, _along(names), distance)
+        _complete_rows(names, _column_distances(names), distance)
     if scale == "object":
         _scale(names.ravel(), distance.ravel(), np.zeros(int(names.max(initial=0)) + 1, np.float32))
     return distance
@@ -56,7 +56,7 @@ def names_of(labels: AnyLabels) -> Labels:
 
 
 @compiled
-def _along(names: Any) -> Any:
+def _column_distances(names: Any) -> Any:
     """Returns each pixel's distance to the nearest one of its column that has another label."""
     height, width = names.shape
     steps = np.full((height, width), FAR, np.int64)
@@ -71,7 +71,7 @@ def _along(names: Any) -> Any:
 
 
 @compiled
-def _across(names: Any, steps: Any, distance: Any) -> None:
+def _complete_rows(names: Any, steps: Any, distance: Any) -> None:
     """Completes each row, run by run of equal labels."""
     # What lies beyond a run is never nearer than the pixel at its end, which has another label. So a run
     # needs itself and its two ends alone, and one pass serves all objects.
@@ -88,7 +88,7 @@ def _across(names: Any, steps: Any, distance: Any) -> None:
 
 
 @compiled
-def _high(steps: Any, start: int, end: int, x: int) -> int:
+def _squared_column_distance(steps: Any, start: int, end: int, x: int) -> int:
     # Squared distance to the nearest pixel of another label in a column; the ends of a run are such.
     return steps[x] * steps[x] if start <= x < end else 0
 
@@ -103,10 +103,10 @@ def _envelope(steps: Any, start: int, end: int, envelope: Any) -> int:
     for column in range(max(start - 1, 0), min(end + 1, steps.size)):
         if start <= column < end and steps[column] == FAR:
             continue
-        begin, high = start, column * column + _high(steps, start, end, column)
+        begin, high = start, column * column + _squared_column_distance(steps, start, end, column)
         while count > 0:
             last = envelope[0, count - 1]
-            lead = high - last * last - _high(steps, start, end, last)
+            lead = high - last * last - _squared_column_distance(steps, start, end, last)
             begin = -(-lead // (2 * (column - last)))
             if begin > envelope[1, count - 1]:
                 break
@@ -129,7 +129,7 @@ def _fill(steps: Any, start: int, end: int, envelope: Any, y: int, height: int, 
             distance[x] = min(x + 1, end - x, y + 1, height - y)
         else:
             column = envelope[0, k]
-            distance[x] = np.sqrt((x - column) ** 2 + _high(steps, start, end, column))
+            distance[x] = np.sqrt((x - column) ** 2 + _squared_column_distance(steps, start, end, column))
 
 
 @compiled

@@ -59,9 +59,9 @@ def local_labels(stain: Image, *, min_area: int, split: bool, settings: LocalSet
     if radius is None:
         return np.zeros(stain.shape, np.uint32)
     smooth = ndimage.gaussian_filter(pixels, settings.smooth * radius)
-    bright, least_height = _above_background(smooth, radius, settings)
+    bright, least_height = _subtract_background(smooth, radius, settings)
     basins = _basins(pixels, bright > least_height, radius, settings)
-    labels = _whole(_own_threshold(bright, basins, least_height, settings.level))
+    labels = _largest_pieces(_threshold_each(bright, basins, least_height, settings.level))
     if not split:
         labels = measure.label(ndimage.binary_fill_holes(labels > 0), connectivity=2)
     return drop_small(labels, min_area)[0]
@@ -97,7 +97,7 @@ def typical_radius(stain: Pixels) -> float | None:
     return float(all_radii[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def _above_background(smooth: Pixels, radius: float, settings: LocalSettings) -> tuple[Pixels, float]:
+def _subtract_background(smooth: Pixels, radius: float, settings: LocalSettings) -> tuple[Pixels, float]:
     """Returns the image less its background (y, x), and the least height of an object."""
     step = max(1, int(radius / 4))
     coarse = ndimage.gaussian_filter(smooth, radius / 4)[::step, ::step]
@@ -129,7 +129,7 @@ def _basins(pixels: Pixels, mask: AnyLabels, radius: float, settings: LocalSetti
     return np.asarray(segmentation.watershed(-response, seeds, mask=mask))
 
 
-def _own_threshold(bright: Pixels, basins: AnyLabels, least_height: float, level: float) -> AnyLabels:
+def _threshold_each(bright: Pixels, basins: AnyLabels, least_height: float, level: float) -> AnyLabels:
     """Returns of each basin (y, x) the pixels brighter than a share of its object's median brightness."""
     names = np.arange(basins.max() + 1)
     # An object is what reaches half of its brightest pixel.
@@ -139,7 +139,7 @@ def _own_threshold(bright: Pixels, basins: AnyLabels, least_height: float, level
     return np.where(bright > np.maximum(level * median[basins], least_height), basins, 0)
 
 
-def _whole(labels: AnyLabels) -> AnyLabels:
+def _largest_pieces(labels: AnyLabels) -> AnyLabels:
     """Returns the largest connected piece of each label (y, x), with its holes filled."""
     pieces = measure.label(labels, connectivity=2)
     largest = np.zeros_like(labels)

@@ -44,7 +44,8 @@ def _rings(mask: NDArray[np.bool_]) -> Polygon:
     for first in sorted(edges):
         if first in edges:
             rings += _loops(first, edges, width)
-    areas = [_area(ring) for ring in rings]
+    # Twice the area with its sign, which tells holes from the outer ring (shoelace formula).
+    areas = [(x * np.roll(y, -1) - np.roll(x, -1) * y).sum() for x, y in (ring.T for ring in rings)]
     return [rings[index] for index in np.argsort(np.array(areas) < 0, kind="stable")]
 
 
@@ -90,8 +91,3 @@ def _loops(first: int, edges: set[int], width: int) -> Iterator[Ring]:
 def _points(corners: list[int], width: int) -> Ring:
     y, x = np.divmod(np.array(corners, np.int64), width)
     return np.stack([x, y], axis=1)
-
-
-def _area(ring: Ring) -> int:
-    x, y = ring.T
-    return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())

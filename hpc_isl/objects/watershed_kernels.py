@@ -77,7 +77,7 @@ def components_of(
     `names` are 0 before and after; some components are empty.
     """
     flat = level.ravel()
-    pixels, ends = _collect(names, parent, _name(flat, names, parent, level.shape[1]))
+    pixels, ends = _collect(names, parent, _name_components(flat, names, parent, level.shape[1]))
     return pixels, ends
 
 
@@ -119,7 +119,7 @@ def _join(parent: Any, a: int, b: int) -> int:
 
 
 @compiled
-def _name(level: Any, names: Any, parent: Any, width: int) -> Any:
+def _name_components(level: Any, names: Any, parent: Any, width: int) -> Any:
     """Names the components of the mask, some by several names that `parent` joins.
 
     Returns how many names there are, and the pixels of each.
@@ -205,7 +205,7 @@ def _meet(p: int, level: Any, names: Any, basins: Basins, around: Any) -> int:
     If none of them is an object yet, they are one from here on. Else the pixel goes to the object that is
     first, and the basins that are none are flooded from here.
     """
-    basin = _first(p, level, names, basins, around)
+    basin = _first_basin(p, level, names, basins, around)
     owner = basins.owner[basin]
     for step in around:
         if names[p + step] == 0:
@@ -219,7 +219,7 @@ def _meet(p: int, level: Any, names: Any, basins: Basins, around: Any) -> int:
 
 
 @compiled
-def _first(p: int, level: Any, names: Any, basins: Basins, around: Any) -> int:
+def _first_basin(p: int, level: Any, names: Any, basins: Basins, around: Any) -> int:
     """Returns the basin of the object around a pixel whose flood is here first; 0: none is an object yet."""
     # A pixel is flooded at its own turn, or, in a basin that was no object, with the pixel of its entry.
     earliest, basin = 0, 0

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -44,13 +44,20 @@ def fully_annotated(image: Path, name: str) -> bool:
     return (0, 0, *facts(image)[1].shape[-2:]) in annotation(image, name)[1]
 
 
-def label_provenance(image: Path, name: str) -> tuple[str, str] | None:
-    """Returns who made the labels and the fingerprint of the computation ("" for others); None: no labels."""
+class LabelProvenance(NamedTuple):
+    """Who made labels, and the fingerprint of the computation; "" for labels that no run computed."""
+
+    origin: str
+    fingerprint: str
+
+
+def label_provenance(image: Path, name: str) -> LabelProvenance | None:
+    """Returns where the labels come from; None: there are none."""
     folder = find(image, name)
     if folder is None:
         return None
     ours = noted(folder)
-    return str(ours.get("origin", "")), str(ours.get("fingerprint", ""))
+    return LabelProvenance(str(ours.get("origin", "")), str(ours.get("fingerprint", "")))
 
 
 # ---------------------------------------------------------------- where they lie

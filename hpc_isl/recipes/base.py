@@ -56,10 +56,11 @@ class Recipe(Strict):
 
     def given_unused(self) -> dict[str, str]:
         """The `unused` keys whose value is not the default: it would change the digest and nothing else."""
-        return {key: reason for key, reason in self.unused() if self._at(key) != default_at(type(self), key)}
-
-    def _at(self, key: str) -> Any:
-        return reduce(_part, key.split("."), self)
+        return {
+            key: reason
+            for key, reason in self.unused()
+            if reduce(_part, key.split("."), self) != default_at(type(self), key)
+        }
 
 
 def one_or_more(value: Any) -> Any:

@@ -215,10 +215,10 @@ A digest leaves such a key out where it has that value, so that what was compute
 
 def present_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys and values of a recipe, nested or dotted, as this version names them."""
-    result = _translated(content, FORMER_KEYS.get(stage, {}), FORMER_VALUES.get(stage, {}))
+    result = _translate(content, FORMER_KEYS.get(stage, {}), FORMER_VALUES.get(stage, {}))
     if stage == "segment" and isinstance(result.get("measure", {}), (list, type(None))):
         result["measure"] = {"channels": result["measure"]}  # `measure` was a list of channels
-    for outer, section, key, value in _added(stage, result):
+    for outer, section, key, value in _added_keys(stage, result):
         # A whole section lacks the key only where an earlier version wrote it; a section that a person typed
         # is not whole and takes today's default.
         if WHOLE[outer] <= section.keys():
@@ -230,11 +230,11 @@ def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys and values of a recipe as the first version named them."""
     keys = {present: former for former, present in FORMER_KEYS.get(stage, {}).items()}
     values = {
-        _renamed(key, keys): {present: former for former, present in names.items()}
+        _renamed_key(key, keys): {present: former for former, present in names.items()}
         for key, names in FORMER_VALUES.get(stage, {}).items()
     }
-    result = _translated(content, keys, values)
-    for _, section, key, value in _added(stage, result):
+    result = _translate(content, keys, values)
+    for _, section, key, value in _added_keys(stage, result):
         if section.get(key, ...) == value:
             del section[key]
     if stage == "segment" and isinstance(measure := result.get("measure"), dict) and len(measure) == 1:
@@ -245,7 +245,7 @@ def former_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _added(stage: str, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str, object]]:
+def _added_keys(stage: str, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str, object]]:
     """Yields section (name, content), key in it and value of each added key whose section is there."""
     for dotted, value in ADDED.get(stage, {}).items():
         outer, _, key = dotted.rpartition(".")
@@ -276,7 +276,7 @@ def kept_keys(stage: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def renamed_key(stage: str, key: str) -> str:
     """Returns what to type instead of a dotted key of an earlier version; empty: it is none."""
-    present = _renamed(key, FORMER_KEYS.get(stage, {}))
+    present = _renamed_key(key, FORMER_KEYS.get(stage, {}))
     if present == key:
         return ""
     values = FORMER_VALUES.get(stage, {}).get(present, {})
@@ -284,7 +284,7 @@ def renamed_key(stage: str, key: str) -> str:
     return f"{key}: is called {present} now{hint}"
 
 
-def _renamed(key: str, names: Mapping[str, str]) -> str:
+def _renamed_key(key: str, names: Mapping[str, str]) -> str:
     """The dotted key, where it or one that it lies below has another name."""
     for old, new in names.items():
         if key == old or key.startswith(f"{old}."):
@@ -292,19 +292,19 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
     return key
 
 
-def _translated(
+def _translate(
     content: Mapping[str, Any],
     keys: Mapping[str, str],
     values: Mapping[str, Mapping[str, str]],
     path: str = "",
 ) -> dict[str, Any]:
-    new_parent = _renamed(path, keys)
+    new_parent = _renamed_key(path, keys)
     result: dict[str, Any] = {}
     for name, value in content.items():
         dotted = f"{path}.{name}" if path else str(name)
-        new_key = _renamed(dotted, keys)
+        new_key = _renamed_key(dotted, keys)
         if isinstance(value, Mapping):
-            value = _translated(value, keys, values, dotted)
+            value = _translate(value, keys, values, dotted)
         elif new_key in values:
             names = values[new_key]
             # A sweep gives a list of values.

@@ -68,7 +68,7 @@ S = TypeVar("S", bound=Strict)
 # ---------------------------------------------------------------- YAML
 
 
-class _Written:
+class _WrittenNumber:
     """A number that YAML has read, with the text of it: where text is meant, `01` is that and no 1."""
 
     text: str
@@ -78,15 +78,15 @@ class _Written:
 
     __repr__ = __str__
 
-    def __deepcopy__(self, memo: object) -> _Written:
+    def __deepcopy__(self, memo: object) -> _WrittenNumber:
         return self
 
 
-class _Int(_Written, int):
+class _Int(_WrittenNumber, int):
     pass
 
 
-class _Float(_Written, float):
+class _Float(_WrittenNumber, float):
     pass
 
 
@@ -110,7 +110,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` has read as it was written."""
 
-    def number(self, value: _Written) -> yaml.ScalarNode:
+    def number(self, value: _WrittenNumber) -> yaml.ScalarNode:
         kind = "int" if isinstance(value, int) else "float"
         return self.represent_scalar(f"tag:yaml.org,2002:{kind}", value.text)
 
@@ -146,7 +146,7 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [plain(item) for item in value]
-    if isinstance(value, _Written):
+    if isinstance(value, _WrittenNumber):
         return int(value) if isinstance(value, int) else float(value)  # type: ignore[arg-type]
     return value
 

@@ -52,7 +52,7 @@ def inspect(path: Path) -> list[str]:
     if is_unadopted(path):
         return [f"{name:12}{text}" for name, text in _other_plate(ome_zarr.read(path))]
     index = open_plate(path)
-    sections = (_layout, _adopted, _shifts, _channels, _flags, _labels, _plate_map)
+    sections = (_layout, _adopted_pixels, _shifts, _channels, _flags, _labels, _plate_map)
     lines = [line for section in sections for line in section(index)]
     stored = {field.key for field in index.plate.fields}
     for key, text, _ in index.problems:
@@ -85,7 +85,7 @@ def _other_plate(other: OtherPlate) -> Iterator[Line]:
     yield "next", f"{adopt}   (measures it once, where it lies; then every verb takes it)"
 
 
-def _adopted(index: Index) -> Iterator[Line]:
+def _adopted_pixels(index: Index) -> Iterator[Line]:
     """Yields where the pixels of an adopted plate lie, and which have changed; nothing of a converted one."""
     if index.adopted is None:
         return
@@ -98,7 +98,7 @@ def _adopted(index: Index) -> Iterator[Line]:
     level = index.adopted / source.image / str(source.levels[0])
     yield from _reading(index.adopted, array_facts(level), source.axes)
     if changed_keys := [field.key for field in index.plate.fields if _changes(index, field.key)]:
-        yield "changed", f"since it was adopted: {_some(changed_keys)}; {mend(index.adopted)}"
+        yield "changed", f"since it was adopted: {_fields_text(changed_keys)}; {mend(index.adopted)}"
 
 
 def _changes(index: Index, key: FieldKey) -> str:
@@ -162,7 +162,7 @@ def _shifts(index: Index) -> Iterator[Line]:
     for state in ("far", "rejected"):
         keys = [key for key, shift in index.registration.shifts.items() if shift.state == state]
         if keys:
-            yield "shifts", f"{registration.MEANINGS[state]}: {_some(keys)}"
+            yield "shifts", f"{registration.MEANINGS[state]}: {_fields_text(keys)}"
     if index.registration.shifts:
         yield "shifts", f"of each field: {index.path / index.registration.file}"
     if (picture := index.path / registration.PICTURE).exists():
@@ -193,7 +193,7 @@ def _flags(index: Index) -> Iterator[Line]:
             fields[flag].append(key)
     for flag, keys in sorted(fields.items()):
         word, _, channel = flag.partition(":")
-        yield "flag", f"{word} in {index.plate.channels[int(channel)].name}: {_some(keys)}"
+        yield "flag", f"{word} in {index.plate.channels[int(channel)].name}: {_fields_text(keys)}"
 
 
 def _labels(index: Index) -> Iterator[Line]:
@@ -205,9 +205,12 @@ def _labels(index: Index) -> Iterator[Line]:
         notes = [annotation(index.image(key), name) for key in keys]
         origins = ", ".join(sorted({origin for origin, _ in notes}))
         boxes = sum(len(boxes) for _, boxes in notes)
-        yield "labels", f"{name!r} ({origins}), annotation boxes: {boxes}; fields {_some(keys)}"
+        yield "labels", f"{name!r} ({origins}), annotation boxes: {boxes}; fields {_fields_text(keys)}"
         if differ := edited_fields(index, name, keys):
-            yield "edited", f"{name!r} since they were written, by a person or by damage: {_some(differ)}"
+            yield (
+                "edited",
+                f"{name!r} since they were written, by a person or by damage: {_fields_text(differ)}",
+            )
 
 
 def edited_fields(index: Index, name: str, keys: Sequence[FieldKey]) -> list[FieldKey]:
@@ -230,7 +233,7 @@ def _plate_map(index: Index) -> Iterator[Line]:
         yield "plate map", f"{column}: {listing}" + (" …" if len(values) > SHOWN else "")
 
 
-def _some(keys: list[FieldKey]) -> str:
+def _fields_text(keys: list[FieldKey]) -> str:
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(map(str, keys[:SHOWN])) + more
 
@@ -246,7 +249,7 @@ def validate(path: Path, deep: bool = False) -> list[str]:
     """
     try:
         if is_unadopted(path):
-            return [*_by_specification(path), *_needed(ome_zarr.read(path), deep)]
+            return [*_by_specification(path), *_problems_of_other(ome_zarr.read(path), deep)]
         index = open_plate(path)
     except UserError as error:
         return [str(error)]
@@ -277,7 +280,7 @@ def _by_specification(path: Path) -> list[str]:
         return [f"OME-Zarr: {warning.message}" for warning in caught]
 
 
-def _needed(other: OtherPlate, deep: bool) -> Iterator[str]:
+def _problems_of_other(other: OtherPlate, deep: bool) -> Iterator[str]:
     """Yields what of another program's plate cannot be read, and what our verbs need and it lacks."""
     for problem in other.problems:
         yield f"{problem.key}: {problem.text}"

@@ -170,7 +170,7 @@ def unpack(path: Path, out: Path | None = None) -> Packed:
         raise UserError(f"{target}: exists already; move it away, or choose another name with out=")
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = list(_checked(path, archive))
+            entries = list(_checked_entries(path, archive))
             size = sum(entry.file_size for entry in entries)
             with atomic_directory(target, size) as folder:
                 for entry in entries:
@@ -184,7 +184,7 @@ def unpack(path: Path, out: Path | None = None) -> Packed:
     return Packed(target, len(entries), size)
 
 
-def _checked(path: Path, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+def _checked_entries(path: Path, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
     """Yields the files of an archive.
 
     Raises:

@@ -25,24 +25,24 @@ class MetadataEdit:
     """A change of metadata that was asked for.
 
     Attributes:
-        new: the plate with other metadata.
+        plate: with other metadata.
         lines: what is different, as `differences` describes it; empty: nothing.
     """
 
     index: Index
-    new: Plate
+    plate: Plate
     lines: tuple[str, ...]
 
     @property
     def measures(self) -> bool:
         """Whether figures in micrometres change, and not only what things are called."""
-        return self.new.pixel_um != self.index.plate.pixel_um
+        return self.plate.pixel_um != self.index.plate.pixel_um
 
     def described(self) -> list[str]:
         """Returns what would be done, for a person who decides."""
         images = [self.index.image(field.key) for field in self.index.plate.fields]
         labels = sum(len(label_names(image)) for image in images)
-        lines = [*self.lines, *([f"warning: {doubt}"] if (doubt := doubtful_size(self.new)) else [])]
+        lines = [*self.lines, *([f"warning: {doubt}"] if (doubt := doubtful_size(self.plate)) else [])]
         return [
             f"{self.index.path}:",
             *(f"  {line}" for line in lines),
@@ -56,7 +56,7 @@ class MetadataEdit:
         Raises:
             UserError: it is in use, or may not be written.
         """
-        return change_metadata(self.index, self.new, os.environ.get("USER") or str(os.getuid()))
+        return change_metadata(self.index, self.plate, os.environ.get("USER") or str(os.getuid()))
 
 
 def metadata_edit(path: Path, words: Sequence[str]) -> MetadataEdit:

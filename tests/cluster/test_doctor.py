@@ -31,7 +31,7 @@ SITE = Site(executor="slurm", nodes=2, cpus=8)
 
 
 def of(*nodes: Facts, site: Site = SITE, server: str | None = None) -> dict[str, Finding]:
-    visit = Visit(site, Path("/runs/.doctor"), 2, "17", submitted=90.0)
+    visit = Visit(site, Path("/runs/.doctor"), 2, "17", submit_time=90.0)
     outcome = Outcome(nodes, tuple(101.0 for _ in nodes), "COMPLETED")
     return {one.check: one for one in of_nodes(visit, outcome, HERE, server)}
 

@@ -303,7 +303,7 @@ def _is_ended_and_consistent(root: Path, end_at: Callable[[int], None], moment: 
         Attempt(one).finish({"of": one.name})
     plans = {name: replace(plan, inputs=INPUTS.get(name, {})) for name, plan in plans_of(many).items()}
     wider = sweep.compare(run, many, plans)
-    assert (wider.new, wider.changed) == (("seed=2", "seed=3"), ("seed=1",))
+    assert (wider.new_names, wider.changed_names) == (("seed=2", "seed=3"), ("seed=1",))
     end_at(moment)
     try:
         sweep.extend(run, many, plans, wider, ())

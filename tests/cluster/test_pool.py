@@ -405,7 +405,7 @@ def test_workers_are_as_many_as_gpus_or_cpus_and_as_memory_holds(
     assert len(found) == expected
     assert sum(share.cpus for share in found) <= node.cpus
     assert sum(share.memory + need.process for share in found) <= node.memory
-    assert bool(lowered(node, need)) == (expected < node.wanted)
+    assert bool(lowered(node, need)) == (expected < node.requested_workers)
 
 
 def test_a_lower_number_of_processes_is_reported() -> None:

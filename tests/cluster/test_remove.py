@@ -110,11 +110,11 @@ def test_what_a_run_made_in_plates_stays_and_is_listed(tmp_path: Path) -> None:
     run = made(
         tmp_path, "segment", "nuc-P", recipe, made={"objects": str(tmp_path / "segment/nuc-P/objects")}
     )
-    stays = "\n".join(remove.removal(run, []).stays)
+    stays = "\n".join(remove.removal(run, []).remaining)
     assert "labels 'nuclei' (beside labels of people: 'nuclei predicted') in /data/P01.zarr" in stays
     assert "objects" not in stays
     drawn = made(tmp_path, "annotate", "A", {}, made={"labels 'nuclei'": "/data/P01.zarr"})
-    assert "labels 'nuclei': /data/P01.zarr" in remove.removal(drawn, []).stays
+    assert "labels 'nuclei': /data/P01.zarr" in remove.removal(drawn, []).remaining
 
 
 def test_a_run_that_lives_is_never_removed(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_arrays_are_split_and_share_their_throttle(job: Job, tools: Path) -> Non
     def parts(throttle: int | None) -> list[tuple[int, int, tuple[int, ...]]]:
         found = slurm.parts(Batch(job.run, 0, jobs), Site(executor="slurm", array=throttle))
         assert [one for part in found for one in part.jobs] == list(jobs)
-        return [(len(part.jobs), part.throttle, part.waits) for part in found]
+        return [(len(part.jobs), part.throttle, part.after_parts) for part in found]
 
     assert parts(4) == [(10, 2, ()), (10, 1, ()), (5, 1, ())]
     assert parts(2) == [(10, 1, ()), (10, 1, ()), (5, 1, (0,))], "the third waits until the first has ended"
@@ -304,15 +304,19 @@ def test_the_final_element_waits_for_all_parts_and_for_what_was_submitted_before
 ) -> None:
     tool(tools, "scontrol", "echo 'MaxArraySize            = 10'")
     jobs = tuple(Job("m", job.folder / str(n), 0) for n in range(22))
-    batch = Batch(job.run, 0, jobs, last=True, beside=("4", "7"))
+    batch = Batch(job.run, 0, jobs, has_final_job=True, final_job_after=("4", "7"))
     site = Site(executor="slurm", array=8)
     parts = slurm.parts(batch, site)
     assert [len(part.jobs) for part in parts] == [10, 10, 1, 1]
-    assert (parts[-1].jobs, parts[-1].waits, parts[-1].beside) == ((jobs[-1],), (0, 1, 2), ("4", "7"))
-    alone = Batch(job.run, 0, jobs[-1:], last=True, beside=("4", "7"))
+    assert (parts[-1].jobs, parts[-1].after_parts, parts[-1].after_jobs) == (
+        (jobs[-1],),
+        (0, 1, 2),
+        ("4", "7"),
+    )
+    alone = Batch(job.run, 0, jobs[-1:], has_final_job=True, final_job_after=("4", "7"))
     assert "#SBATCH --dependency=afterany:4:7\n" in slurm.text(alone, site)
     assert "#SBATCH --kill-on-invalid-dep=yes\n" in slurm.text(alone, site)
-    waits = Batch(job.run, 0, jobs[-1:], ("3",), last=True, beside=("4",))
+    waits = Batch(job.run, 0, jobs[-1:], ("3",), has_final_job=True, final_job_after=("4",))
     assert "#SBATCH --dependency=afterok:3,afterany:4\n" in slurm.text(waits, site)
 
 

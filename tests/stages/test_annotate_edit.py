@@ -89,14 +89,14 @@ def test_what_is_saved_is_a_persons_and_what_was_there_stays_under_a_dated_name(
         second = session.save(squares(1, 3), [WHOLE])
     assert first is not None
     assert second is not None
-    assert (first.objects, second.objects, second.kept) == (3, 2, "")  # once for each session
+    assert (first.objects, second.objects, second.backup_name) == (3, 2, "")  # once for each session
     assert store.annotation(index.image(B02), "nuclei") == ("human", [WHOLE])
     np.testing.assert_array_equal(read_labels(index.image(B02), "nuclei"), squares(1, 3))
-    assert store.annotation(index.image(B02), first.kept) == ("drafted", [WHOLE])
-    np.testing.assert_array_equal(read_labels(index.image(B02), first.kept), squares(1, 2))
+    assert store.annotation(index.image(B02), first.backup_name) == ("drafted", [WHOLE])
+    np.testing.assert_array_equal(read_labels(index.image(B02), first.backup_name), squares(1, 2))
     lines = [line for line in inspect(index.path) if line.startswith("labels")]
-    assert [line for line in lines if f"{first.kept!r} (drafted)" in line]
-    assert first.kept.startswith("nuclei before 20")
+    assert [line for line in lines if f"{first.backup_name!r} (drafted)" in line]
+    assert first.backup_name.startswith("nuclei before 20")
     assert validate(index.path, deep=True) == []
 
 
@@ -115,7 +115,7 @@ def test_each_session_keeps_what_it_found(index: Index) -> None:
             session.open(B02)
             saved = session.save(labels, [WHOLE])
             assert saved is not None
-            kept.append(saved.kept)
+            kept.append(saved.backup_name)
     assert len(set(kept)) == 3  # also within one second
     found = [read_labels(index.image(B02), name) for name in kept]
     np.testing.assert_array_equal(found, [squares(1, 2), squares(1), squares(2)])
@@ -129,8 +129,8 @@ def test_labels_that_others_wrote_meanwhile_are_kept_and_reported(index: Index) 
         others[..., 50:60, 50:60] = 7  # in place, as another viewer does
         saved = session.save(squares(2), [WHOLE])
     assert saved is not None
-    assert saved.meanwhile
-    assert read_labels(index.image(B02), saved.kept)[55, 55] == 7
+    assert saved.changed_meanwhile
+    assert read_labels(index.image(B02), saved.backup_name)[55, 55] == 7
     np.testing.assert_array_equal(read_labels(index.image(B02), "nuclei"), squares(2))
 
 
@@ -143,7 +143,7 @@ def test_objects_that_touch_no_box_are_left_out_and_counted(index: Index) -> Non
         with pytest.raises(UserError, match="annotation box"):
             session.save(squares(1), [])
     assert saved is not None
-    assert (saved.objects, saved.dropped, saved.kept) == (2, 1, "")
+    assert (saved.objects, saved.dropped, saved.backup_name) == (2, 1, "")
     np.testing.assert_array_equal(read_labels(index.image(B03), "nuclei"), squares(1, 2))
 
 
@@ -205,10 +205,10 @@ def test_labels_of_a_packed_plate_are_saved_beside_it(index: Index) -> None:
     assert packed.read_bytes() == content
     image = store.open_plate(packed).image(B02)
     np.testing.assert_array_equal(read_labels(image, "nuclei"), squares(3))
-    np.testing.assert_array_equal(read_labels(image, saved.kept), squares(1, 2))
+    np.testing.assert_array_equal(read_labels(image, saved.backup_name), squares(1, 2))
     assert (beside(packed) / "B" / "02" / "1" / "labels" / "nuclei").is_dir()
     restored = store.open_plate(pack.unpack(packed, None).path)
-    assert label_names(restored.image(B02)) == ["nuclei", saved.kept]
+    assert label_names(restored.image(B02)) == ["nuclei", saved.backup_name]
 
 
 def test_labels_of_an_adopted_plate_are_saved_beside_it_and_nothing_into_it(

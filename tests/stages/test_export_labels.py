@@ -57,7 +57,7 @@ def filled(rings: list[np.ndarray]) -> np.ndarray:
 
 def test_geojson_is_what_qupath_reads_and_holds_the_labels_to_the_pixel(plate: Index, tmp_path: Path) -> None:
     made = export_labels(plate.path, NAME, tmp_path / "out")
-    assert (made.fields, made.without) == (2, 1)
+    assert (made.fields, made.unlabelled) == (2, 1)
     assert sorted(path.name for path in made.out.iterdir()) == ["B02_1.geojson", "C02_1.geojson"]
     for number, (well, kind) in enumerate((("B02", "annotation"), ("C02", "detection"))):
         content = json.loads((made.out / f"{well}_1.geojson").read_text())

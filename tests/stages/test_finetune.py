@@ -527,8 +527,8 @@ def test_a_run_of_an_earlier_version_is_found_again(world, tmp_path):
     was = Run(tmp_path / "runs" / "finetune" / "a")
     was.folder.mkdir(parents=True)
     was.recipe.write_text(to_yaml(planned.recipe))
-    was.record.write_text(json.dumps({"inputs": {**planned.inputs, **planned.former()}}))
-    assert planned.inputs["boxes"] != planned.former()["boxes"]
+    was.record.write_text(json.dumps({"inputs": {**planned.inputs, **planned.former_fingerprints()}}))
+    assert planned.inputs["boxes"] != planned.former_fingerprints()["boxes"]
     assert differences(was, planned) == []
     was.record.write_text(json.dumps({"inputs": {**planned.inputs, "boxes": "others"}}))
     assert len(differences(was, planned)) == 1

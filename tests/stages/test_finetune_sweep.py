@@ -157,7 +157,7 @@ def test_messages_name_boxes_where_there_are_several(elements, plate, tmp_path):
     two = [(0, 0, 32, 64), (32, 0, 64, 64)]
     write_labels(image, "grown", read_labels(image, "nuclei"), origin="human", boxes=two, overwrite=True)
     found = sweep.compare(run, order, {name: plan(recipe) for name, recipe in order.elements.items()})
-    assert "n=all" in found.changed
+    assert "n=all" in found.changed_names
     said = "\n".join(found.lines)
     assert f"boxes: 2 new: P01 {well}/1 [0, 0, 32, 64] 'grown'; P01 {well}/1 [32, 0, 64, 64] 'grown'" in said
     assert f"boxes: 1 gone: P01 {well}/1 [0, 0, 64, 64] 'grown'" in said

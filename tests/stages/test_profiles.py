@@ -61,7 +61,7 @@ def test_a_script_gets_the_table_that_the_command_writes(run: Run, tmp_path: Pat
 
 def test_quality_of_an_assay_is_that_of_the_formula(run: Run, tmp_path: Path) -> None:
     made = table(run, tmp_path / "wells.csv", heat_maps=[])
-    plain, quality = wells_of(run, tmp_path), pd.read_csv(made.made["assay quality"])
+    plain, quality = wells_of(run, tmp_path), pd.read_csv(made.paths["assay quality"])
     row = quality[(quality.plate == "P02") & (quality.readout == "objects")].iloc[0]
     own = plain[plain.plate == "P02"]
     low, high = (own[own.well.isin(wells)].objects.astype(float) for wells in (LOW, HIGH))
@@ -131,8 +131,8 @@ def test_where_each_plate_has_negative_controls_relative_readouts_stand_beside_t
     scales = pd.read_csv(run.folder / "normalisation.csv")
     assert set(scales.plate) == {"P01", "P02"}
     assert (scales.wells == 5).all()
-    assert any("normalised_median_area_um2" in str(path) for path in made.made.values())
-    objects = table(run, tmp_path / "fields.parquet", "field", []).made
+    assert any("normalised_median_area_um2" in str(path) for path in made.paths.values())
+    objects = table(run, tmp_path / "fields.parquet", "field", []).paths
     assert "table of 52 fields" in objects
 
 

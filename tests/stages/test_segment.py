@@ -738,7 +738,7 @@ def test_fields_computed_again_are_compared_with_what_is_there(lab, tmp_path):
     asked.write_text('{"share": 1}')
     index = open_plate(tmp_path / "S1.zarr")
     image = index.image(index.plate.fields[2].key)
-    spoilt, mark = read_labels(image, "found"), label_provenance(image, "found")[1]
+    spoilt, mark = read_labels(image, "found"), label_provenance(image, "found").fingerprint
     spoilt[0, 0] += 1
     write_labels(
         image, "found", spoilt, origin="segmented", boxes=[(0, 0, 96, 128)],

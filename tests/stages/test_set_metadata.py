@@ -62,8 +62,8 @@ def test_assignments_give_the_new_metadata(tmp_path: Path) -> None:
     index = write_screen(tmp_path / "S1.zarr")
     words = ["pixel_um=0.325", "channels.Hoechst=DNA = 405", "transmitted=[Hoechst]"]
     asked = metadata_edit(index.path, words)
-    assert asked.new.pixel_um == 0.325
-    first, second = asked.new.channels
+    assert asked.plate.pixel_um == 0.325
+    first, second = asked.plate.channels
     assert first == Channel("Brightfield", fluorescent=True)
     assert second == replace(CHANNELS[1], name="DNA = 405", fluorescent=False, color="FFFFFF")
     assert asked.lines == (
@@ -71,9 +71,9 @@ def test_assignments_give_the_new_metadata(tmp_path: Path) -> None:
         "channel 'Hoechst' -> 'DNA = 405'", "channel 'DNA = 405' is label-free",
     )  # fmt: skip
     swapped = metadata_edit(index.path, ["channels={Brightfield: Hoechst, Hoechst: Brightfield}"])
-    assert [channel.name for channel in swapped.new.channels] == ["Hoechst", "Brightfield"]
-    assert [c.name for c in metadata_edit(index.path, ["channels.Hoechst=405"]).new.channels][1] == "405"
-    assert metadata_edit(index.path, ["pixel_um=null"]).new.pixel_um is None
+    assert [channel.name for channel in swapped.plate.channels] == ["Hoechst", "Brightfield"]
+    assert [c.name for c in metadata_edit(index.path, ["channels.Hoechst=405"]).plate.channels][1] == "405"
+    assert metadata_edit(index.path, ["pixel_um=null"]).plate.pixel_um is None
     assert metadata_edit(index.path, ["pixel_um=0.5"]).lines == ()
 
 

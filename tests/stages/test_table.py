@@ -49,7 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, pd.DataFrame]:
     run = made_up_segmentation(tmp_path_factory.mktemp("whole"), [FIRST, SECOND])
     made = table(run)
     assert made.headline.startswith("2 plates, 6 wells, 10 fields, 3 of them failed, ")
-    shutil.copy(made.made["plates, to look at"], run.root)  # later calls write the page anew
+    shutil.copy(made.paths["plates, to look at"], run.root)  # later calls write the page anew
     return run, read(run.folder / "wells.csv").set_index(["plate", "well"])
 
 
@@ -186,7 +186,7 @@ def test_objects_of_all_plates_are_one_table(
     path = tmp_path / "new folder" / f"objects.{ending}"
     made = table(run, path, "object", [])
     found = read(path) if ending == "csv" else pd.read_parquet(path)
-    assert f"table of {len(found):,} objects" in made.made
+    assert f"table of {len(found):,} objects" in made.paths
     assert len(found) == wells.objects.sum()
     assert list(found)[:5] == ["plate", "well", "treatment", "dose", "field"]
     assert "duplicate_of" not in found

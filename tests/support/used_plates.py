@@ -91,7 +91,7 @@ def use(plate: Path, model: Path) -> Results:
     )
     words = [f"model={model}/runs/finetune/cells", given[0], "labels=found"]
     run = computed(segment, folder, "nuc", *words, pools=Here())
-    (wells,) = [path for what, path in table(run).made.items() if what.startswith("table")]
+    (wells,) = [path for what, path in table(run).paths.items() if what.startswith("table")]
     tables = sorted((run.folder / "tables").rglob("*.parquet"))
     images = {str(field.key): index.image(field.key) for field in index.plate.fields}
     labels = {

@@ -44,7 +44,7 @@ CONNECT_S = 5.0
 def pools(attempt: Attempt, site: Site) -> Pools:
     """Returns what rank 0 passes to its stage."""
     # Half of the time before a job's end is for what is under way, the other for leaving.
-    return lambda need: _opened(attempt, node_here(site, attempt.cpus), need, site.signal_s / 2)
+    return lambda need: _open_pool(attempt, node_here(site, attempt.cpus), need, site.signal_s / 2)
 
 
 def serve(attempt: Attempt, site: Site) -> None:
@@ -54,19 +54,19 @@ def serve(attempt: Attempt, site: Site) -> None:
             security = security_of(address.certificate, address.key)
             context = security.get_connection_args("client")["ssl_context"]
             still_stands = partial(stands, attempt, address)
-            reach = partial(_reached, address, context, still_stands)
+            reach = partial(_reachable_host, address, context, still_stands)
             host = reach()
             if host is not None:
                 resources = worker_resources(node_here(site, attempt.cpus), address.need)
                 group = WorkerGroup(resources, f"tls://{host}:{address.port}", security)
-                group.wanted = lambda: reach() is not None  # noqa: B023  (asked within this turn)
+                group.is_wanted = lambda: reach() is not None  # noqa: B023  (asked within this turn)
                 asyncio.run(_serve(group, still_stands))
             elif still_stands():
                 print(f"rank 0 has not answered for {LOST_S:.0f} s", file=sys.stderr, flush=True)
                 return
 
 
-def _reached(address: SchedulerAddress, context: Any, stands: Callable[[], bool]) -> str | None:
+def _reachable_host(address: SchedulerAddress, context: Any, stands: Callable[[], bool]) -> str | None:
     """Returns the host of rank 0, which may be too busy to answer at once; None: it is lost, or has left."""
     deadline = time.monotonic() + LOST_S
     while stands():
@@ -91,7 +91,7 @@ async def _serve(group: WorkerGroup, stands: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def _opened(attempt: Attempt, node: Node, need: MemoryRequirement, patience_s: float) -> Iterator[Pool]:
+def _open_pool(attempt: Attempt, node: Node, need: MemoryRequirement, patience_s: float) -> Iterator[Pool]:
     """Opens a scheduler here, this node's worker processes, and those of other nodes as they come."""
     resources = worker_resources(node, need)
     if message := lowered(node, need):
@@ -103,7 +103,7 @@ def _opened(attempt: Attempt, node: Node, need: MemoryRequirement, patience_s: f
 
         security = Security.temporary()
         run = stack.enter_context(_event_loop())
-        scheduler, group = run(_open, resources, security, attempt.size > 1)
+        scheduler, group = run(_start_scheduler, resources, security, attempt.size > 1)
 
         async def close() -> None:
             await group.close()
@@ -148,7 +148,7 @@ def _event_loop() -> Iterator[Callable[..., Any]]:
         runner.stop()
 
 
-async def _open(
+async def _start_scheduler(
     resources: Sequence[WorkerResources], security: Any, reachable: bool
 ) -> tuple[Any, WorkerGroup]:
     """Starts the scheduler, on loopback or for other nodes too, and worker processes, which use loopback."""

@@ -76,7 +76,7 @@ class WorkerGroup:
         scheduler: its address.
         security: certificate and key of the run, as Dask takes them.
         host: address of this node on which they listen; None: the one on the route to the scheduler.
-        wanted: returns whether the scheduler still exists; called before each start, in a thread.
+        is_wanted: returns whether the scheduler still exists; called before each start, in a thread.
         failure: why the last start that failed did.
     """
 
@@ -84,7 +84,7 @@ class WorkerGroup:
     scheduler: str
     security: Any
     host: str | None = None
-    wanted: Callable[[], bool] = lambda: True
+    is_wanted: Callable[[], bool] = lambda: True
     failure: str = ""
     _closing: bool = False
     _nannies: list[Any] = field(default_factory=list)
@@ -116,8 +116,8 @@ class WorkerGroup:
     async def _keep(self, share: WorkerResources, number: int) -> None:
         """Keeps one worker process running: starts another one when its nanny has given up."""
         failures = 0
-        # `wanted` takes a while, in which this may have been closed.
-        while failures < TRIES and await asyncio.to_thread(self.wanted) and not self._closing:
+        # `is_wanted` takes a while, in which this may have been closed.
+        while failures < TRIES and await asyncio.to_thread(self.is_wanted) and not self._closing:
             nanny = self._nanny(share, number)
             self._nannies.append(nanny)
             try:
@@ -186,13 +186,13 @@ class CallOutcome:
     """How a call in a worker process ended: with its value, pickled, or with a problem.
 
     Attributes:
-        again: another try may succeed; `blocked`: no other task would succeed either.
+        can_retry: another try may succeed; `blocked`: no other task would succeed either.
         worker: where it was tried.
     """
 
     value: bytes = b""
     problem: str = ""
-    again: bool = False
+    can_retry: bool = False
     blocked: bool = False
     worker: str = ""
 
@@ -212,7 +212,7 @@ def call_here(call: Callable[[Any], Any], argument: Any) -> CallOutcome:
         if type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error):
             os._exit(1)
         message = f"{type(error).__name__}: {error}"
-        return CallOutcome(problem=message, again=True, worker=str(get_worker().address))
+        return CallOutcome(problem=message, can_retry=True, worker=str(get_worker().address))
 
 
 def pause(dask_worker: Any) -> list[Any]:

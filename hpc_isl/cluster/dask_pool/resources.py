@@ -78,7 +78,7 @@ class Node:
     workers: int | None = None
 
     @property
-    def wanted(self) -> int:
+    def requested_workers(self) -> int:
         return self.workers or len(self.gpus) or self.cpus
 
 
@@ -93,8 +93,8 @@ def worker_resources(node: Node, need: MemoryRequirement) -> list[WorkerResource
     There is at least one. They are spread over the GPUs; several on one GPU have a part of its memory each,
     so that what fits does not depend on the others.
     """
-    max_count = node.memory // need.whole if need.whole else node.wanted
-    count = max(1, min(node.wanted, max_count))
+    max_count = node.memory // need.whole if need.whole else node.requested_workers
+    count = max(1, min(node.requested_workers, max_count))
     cpus = max(1, node.cpus // count)
     gpus = list(node.gpus) or [""]
     memory = max(1, node.memory // count - need.process)
@@ -105,11 +105,11 @@ def worker_resources(node: Node, need: MemoryRequirement) -> list[WorkerResource
 def lowered(node: Node, need: MemoryRequirement) -> str:
     """Returns a message where memory holds fewer worker processes than were wanted; else empty."""
     count = len(worker_resources(node, need))
-    if count == node.wanted:
+    if count == node.requested_workers:
         return ""
     plural = "process" if count == 1 else "processes"
     return (
-        f"{count} worker {plural} per node, not {node.wanted}: one takes up to "
+        f"{count} worker {plural} per node, not {node.requested_workers}: one takes up to "
         f"{need.whole / 1e9:.3g} GB of the {node.memory / 1e9:.3g} GB that are free"
     )
 
@@ -124,11 +124,13 @@ def memory_here(site: Site) -> int:
     """
     if site.memory is not None and (mb := megabytes(site.memory)):
         return mb * 2**20
-    limits = [psutil.virtual_memory().available, _of_the_job(os.environ), _of_the_cgroup()]
+    limits = [psutil.virtual_memory().available, _memory_of_job(os.environ)]
+    # What the control groups of this process leave, as of a container or of Slurm; 0: no limit.
+    limits += (_memory_left(folder, files) for files in CGROUP_FILES for folder in _groups(files))
     return min(limit for limit in limits if limit)
 
 
-def _of_the_job(variables: Mapping[str, str]) -> int:
+def _memory_of_job(variables: Mapping[str, str]) -> int:
     """Returns what Slurm has given the job on this node; 0: it does not say, or all."""
     if variables.get("HPC_ISL_EXECUTOR") not in ("slurm", "allocation"):
         return 0
@@ -136,12 +138,6 @@ def _of_the_job(variables: Mapping[str, str]) -> int:
         return per_node * 2**20
     cpus = int(variables.get("SLURM_CPUS_ON_NODE", 0))
     return int(variables.get("SLURM_MEM_PER_CPU", 0)) * cpus * 2**20
-
-
-def _of_the_cgroup() -> int:
-    """Returns what the control groups of this process leave, as of a container or of Slurm; 0: no limit."""
-    groups = ((folder, files) for files in CGROUP_FILES for folder in _groups(files))
-    return min((free for folder, files in groups if (free := _left(folder, files))), default=0)
 
 
 def _groups(files: CgroupFiles) -> Iterator[Path]:
@@ -153,7 +149,7 @@ def _groups(files: CgroupFiles) -> Iterator[Path]:
     yield from (mount / folder for folder in (group_path, *group_path.parents))
 
 
-def _left(folder: Path, files: CgroupFiles) -> int:
+def _memory_left(folder: Path, files: CgroupFiles) -> int:
     with suppress(OSError, ValueError):  # `max` is no limit; a container may show none of its outer groups
         limit = int((folder / files.limit).read_text())
         used = int((folder / files.used).read_text())

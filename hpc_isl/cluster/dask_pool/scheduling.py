@@ -30,19 +30,19 @@ class TaskState:
     """A task and how its tries went.
 
     Attributes:
-        raised: how often its call has raised.
-        died: how often its process has died; after the first time it is tried alone.
-        avoid: the worker where it raised.
-        place: the worker that computes it alone.
-        booked: bytes of its worker's share that it takes.
+        errors: how often its call has raised.
+        deaths: how often its process has died; after the first time it is tried alone.
+        avoided_worker: the worker where it raised.
+        worker: the worker that computes it alone.
+        reserved: bytes of its worker's share that it takes.
     """
 
     task: Task
-    raised: int = 0
-    died: int = 0
-    avoid: str = ""
-    place: str = ""
-    booked: int = 0
+    errors: int = 0
+    deaths: int = 0
+    avoided_worker: str = ""
+    worker: str = ""
+    reserved: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ class _Scheduling:
     pool: DaskPool
     call: Callable[[Any], Any]
     pending: dict[Any, TaskState] = field(default_factory=dict)
-    again: deque[TaskState] = field(default_factory=deque)
+    retries: deque[TaskState] = field(default_factory=deque)
     suspects: deque[TaskState] = field(default_factory=deque)
-    ended: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    ended_futures: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     stopped: bool = False
-    leaves: float = math.inf
+    deadline: float = math.inf
     number: int = field(default_factory=lambda: next(_numbers))
     _alive: float = field(default_factory=time.monotonic)
 
@@ -128,10 +128,10 @@ class _Scheduling:
                 self._stop()
             else:
                 has_more = self._fill(tasks, has_more)
-            finished = self.stopped or not (has_more or self.again or self.suspects)
-            if (finished and not self.pending) or time.monotonic() > self.leaves:
+            finished = self.stopped or not (has_more or self.retries or self.suspects)
+            if (finished and not self.pending) or time.monotonic() > self.deadline:
                 return
-            yield from self._ended()
+            yield from self._ended_answers()
             self._check_workers()
 
     # ------------------------------------------------------------ giving out
@@ -140,42 +140,42 @@ class _Scheduling:
         """Submits what fits into the window; returns whether `tasks` has more."""
         window = max(1, AHEAD * self.pool.scheduler.total_nthreads)
         states: list[TaskState] = []
-        while len(self.pending) + len(states) < window and (self.again or has_more):
-            if self.again:
-                states.append(self.again.popleft())
+        while len(self.pending) + len(states) < window and (self.retries or has_more):
+            if self.retries:
+                states.append(self.retries.popleft())
             elif task := next(tasks, None):
                 states.append(TaskState(task))
             else:
                 has_more = False
         if states:
             shares = self.pool.shares()
-            for avoid, group in _grouped(states, lambda state: state.avoid):
+            for avoid, group in _groups_by(states, lambda state: state.avoided_worker):
                 # What has raised in one process goes to another, where one can hold it.
                 other_addresses = [address for address in shares if address != avoid] if avoid else None
                 self._submit(group, shares, other_addresses)
-        if not has_more and not self.again:
+        if not has_more and not self.retries:
             self._submit_suspects()
         return has_more
 
     def _submit_suspects(self) -> None:
         """Submits one suspect to each idle process that can hold it, once only suspects are left."""
-        if not self.suspects or any(not state.place for state in self.pending.values()):
+        if not self.suspects or any(not state.worker for state in self.pending.values()):
             return
-        busy_addresses, shares = {state.place for state in self.pending.values()}, self.pool.shares()
+        busy_addresses, shares = {state.worker for state in self.pending.values()}, self.pool.shares()
         for address, share in shares.items():
             if address not in busy_addresses and self.suspects:
                 state = self.suspects.popleft()
-                if share < _booked(state, shares):
+                if share < _reserved_memory(state, shares):
                     self.suspects.append(state)
                     continue
-                state.place = address
+                state.worker = address
                 self._submit([state], shares, [address])
 
     def _submit(
         self, states: Sequence[TaskState], shares: Mapping[str, int], allowed: list[str] | None
     ) -> None:
         """Submits tasks; `allowed`: the workers that may compute them, if one of these can."""
-        for memory, group in _grouped(states, lambda state: _booked(state, shares)):
+        for memory, group in _groups_by(states, lambda state: _reserved_memory(state, shares)):
             workers = [address for address in allowed or () if shares[address] >= memory] or None
             futures = self.pool.client.map(
                 call_here, [self.call] * len(group), [state.task.argument for state in group],
@@ -183,27 +183,27 @@ class _Scheduling:
                 resources={MEMORY: memory},
             )  # fmt: skip
             for future, state in zip(futures, group, strict=True):
-                state.booked = memory
+                state.reserved = memory
                 self.pending[future] = state
-                future.add_done_callback(self.ended.put)
+                future.add_done_callback(self.ended_futures.put)
 
     def _key(self, state: TaskState) -> tuple[Any, ...]:
         """Returns a new key; Dask counts together those that begin alike."""
         name = f"{self.call.__name__}-{self.number}"
-        return name, state.task.name, state.raised, state.died, time.monotonic_ns()
+        return name, state.task.name, state.errors, state.deaths, time.monotonic_ns()
 
     # ------------------------------------------------------------ taking back
 
-    def _ended(self) -> Iterator[Answer]:
+    def _ended_answers(self) -> Iterator[Answer]:
         """Yields answers of the tasks that have ended by now; waits a moment for the first."""
         try:
-            futures = [self.ended.get(timeout=LOOK_S)]
+            futures = [self.ended_futures.get(timeout=LOOK_S)]
         except queue.Empty:
             self._take_back_stranded()
             return
         time.sleep(TOGETHER_S)
-        while not self.ended.empty():
-            futures.append(self.ended.get())
+        while not self.ended_futures.empty():
+            futures.append(self.ended_futures.get())
         futures = [future for future in futures if future in self.pending]
         outcomes = self.pool.outcomes(futures)
         if died := sum(outcome is None for outcome in outcomes.values()):
@@ -218,35 +218,35 @@ class _Scheduling:
         """Returns the answer; None: the task is tried again."""
         name = state.task.name
         if outcome is None:  # its process died
-            state.died += 1
-            state.place = ""
-            if state.died >= TRIES:
-                return Answer(name, problem=f"its process died {state.died} times")
+            state.deaths += 1
+            state.worker = ""
+            if state.deaths >= TRIES:
+                return Answer(name, problem=f"its process died {state.deaths} times")
             self.suspects.append(state)
             return None
         if not outcome.problem:
             return Answer(name, pickle.loads(outcome.value))  # noqa: S301  (from our own process)
         if outcome.blocked:
             raise AbortRun(outcome.problem)
-        state.raised += 1
-        if not outcome.again or state.raised >= TRIES:
+        state.errors += 1
+        if not outcome.can_retry or state.errors >= TRIES:
             return Answer(name, problem=outcome.problem)
-        state.avoid = outcome.worker
-        (self.suspects if state.place else self.again).append(state)
+        state.avoided_worker = outcome.worker
+        (self.suspects if state.worker else self.retries).append(state)
         return None
 
     def _take_back_stranded(self) -> None:
         """Takes back what waits for worker processes that have gone: its own, or all that can hold it."""
         dask_tasks, shares = self.pool.scheduler.tasks, self.pool.shares()
         for future, state in list(self.pending.items()):
-            task, is_bound = dask_tasks.get(future.key), state.place or state.avoid
+            task, is_bound = dask_tasks.get(future.key), state.worker or state.avoided_worker
             if task is None or task.state != "no-worker":
                 continue
-            if self.stopped or is_bound or state.booked > max(shares.values(), default=state.booked):
+            if self.stopped or is_bound or state.reserved > max(shares.values(), default=state.reserved):
                 self.pending.pop(future)
                 future.cancel()
-                (self.suspects if state.place else self.again).append(state)
-                state.place = state.avoid = ""
+                (self.suspects if state.worker else self.retries).append(state)
+                state.worker = state.avoided_worker = ""
 
     # ------------------------------------------------------------ ending
 
@@ -255,7 +255,7 @@ class _Scheduling:
         if self.stopped:
             return
         self.stopped = True
-        self.leaves = time.monotonic() + self.pool.patience_s
+        self.deadline = time.monotonic() + self.pool.patience_s
         begun_keys: set[Any] = set()
         for keys in self.pool.client.run(pause, on_error="ignore").values():
             begun_keys |= set(keys)
@@ -274,12 +274,12 @@ class _Scheduling:
             )
 
 
-def _booked(state: TaskState, shares: Mapping[str, int]) -> int:
+def _reserved_memory(state: TaskState, shares: Mapping[str, int]) -> int:
     """Returns the memory that a task takes of a share: all of the greatest, if it needs more."""
     return max(1, min(state.task.memory, max(shares.values(), default=state.task.memory)))
 
 
-def _grouped(
+def _groups_by(
     states: Sequence[TaskState], key: Callable[[TaskState], Any]
 ) -> Iterator[tuple[Any, list[TaskState]]]:
     """Yields the turns with the same key, in the order in which they came."""
@@ -296,4 +296,4 @@ def _outcome_by_dask(future: Any) -> CallOutcome | None:
     error = future.exception() if future.status == "error" else None
     if error is None or isinstance(error, KilledWorker):
         return None
-    return CallOutcome(problem=f"{type(error).__name__}: {error}", again=True)
+    return CallOutcome(problem=f"{type(error).__name__}: {error}", can_retry=True)

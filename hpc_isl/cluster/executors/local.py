@@ -99,21 +99,21 @@ class Watch:
 
     Attributes:
         limit_s: after which they are asked to stop; None: no limit.
-        stops, kills: the signals with which they are asked to stop, and are killed.
+        stop_signal, kill_signal: the signals with which they are asked to stop, and are killed.
     """
 
     ranks: Sequence[subprocess.Popen[bytes]]
     requests: StopRequests
     log: Callable[[str], None]
     limit_s: float | None = None
-    stops: int = signal.SIGTERM
-    kills: int = signal.SIGKILL
+    stop_signal: int = signal.SIGTERM
+    kill_signal: int = signal.SIGKILL
     crashed: int | None = None
     stopping: bool = False
     killed: bool = False
     _codes: dict[int, int] = field(default_factory=dict)
-    _reminded: float = -1e9
-    _crash: float = 0.0
+    _reminder_time: float = -1e9
+    _crash_time: float = 0.0
     _start: float = field(default_factory=time.monotonic)
 
     def until_ended(self, tick: Callable[[], None]) -> Ending:
@@ -124,10 +124,12 @@ class Watch:
                     tick()
                 self._look()
                 self._stop_if_asked()
-                crash_is_old = self.crashed is not None and time.monotonic() - self._crash > CRASH_GRACE_S
+                crash_is_old = (
+                    self.crashed is not None and time.monotonic() - self._crash_time > CRASH_GRACE_S
+                )
                 if self.requests.times >= 2 or crash_is_old:
                     self.killed = self.requests.times >= 2
-                    self._send(self.kills)
+                    self._send(self.kill_signal)
         finally:
             self._end()
         return Ending(self._codes, self.crashed, self.requests.interrupted, self.stopping, self.killed)
@@ -145,7 +147,7 @@ class Watch:
             self._codes[number] = code
             stopped = self.stopping and (code == STOPPED or -code in (signal.SIGTERM, signal.SIGKILL))
             if self.crashed is None and code != 0 and not stopped:
-                self.crashed, self._crash = number, time.monotonic()
+                self.crashed, self._crash_time = number, time.monotonic()
 
     def _stop_if_asked(self) -> None:
         overdue = self.limit_s is not None and time.monotonic() - self._start > self.limit_s
@@ -157,9 +159,9 @@ class Watch:
             self.log(
                 f"{reason}: saving at the next boundary (Ctrl-C {'twice' if overdue else 'again'} kills)"
             )
-        if time.monotonic() - self._reminded > REMIND_S:
-            self._reminded = time.monotonic()
-            self._send(self.stops)
+        if time.monotonic() - self._reminder_time > REMIND_S:
+            self._reminder_time = time.monotonic()
+            self._send(self.stop_signal)
 
     def _send(self, number: int) -> None:
         """Sends a signal to the ranks, not to what they started: loading processes end with their rank."""
@@ -268,7 +270,7 @@ def compute_in_allocation(
     srun = ["srun", *srun_flags(job.run.stage), f"--nodes={site.nodes}", f"--ntasks={site.ranks}"]
     processes = start(command(job, site, srun), [variables], [log_file], job.folder)
     # srun passes USR1 on to the ranks; TERM it takes for itself, and kills them.
-    watch = Watch(processes, requests, log, stops=signal.SIGUSR1, kills=signal.SIGTERM)
+    watch = Watch(processes, requests, log, stop_signal=signal.SIGUSR1, kill_signal=signal.SIGTERM)
     ending = watch.until_ended(tick)
     if refusal := requeue_from_outside(requeue_file, job_here() or ""):
         log(f"not started again: {refusal}")

@@ -67,17 +67,17 @@ def _watch(futures: dict[Future[Ending | None], Job], log: Callable[[str], None]
             time.sleep(LOOK_S)
             if time.monotonic() - logged_time > LINE_S:
                 logged_time = time.monotonic()
-                log(_so_far(unfinished.values(), len(futures), logged_time - start_time, shares))
+                log(_progress_line(unfinished.values(), len(futures), logged_time - start_time, shares))
             for future in [future for future in unfinished if future.done()]:
                 job = unfinished.pop(future)
                 if (ending := future.result()) is not None:
                     log(f"{job.run.label}: {_outcome(job, ending)}")
                 bar.update()
             if not bar.disable:
-                bar.set_postfix_str("; ".join(_running(unfinished.values()))[:60])
+                bar.set_postfix_str("; ".join(_progress_by_element(unfinished.values()))[:60])
 
 
-def _so_far(unfinished: Collection[Job], total: int, seconds: float, shares: dict[Job, float]) -> str:
+def _progress_line(unfinished: Collection[Job], total: int, seconds: float, shares: dict[Job, float]) -> str:
     """Returns `2 of 6 elements ended; seed=3: 120/300 steps  loss 0.12; about 8 min 20 s left`.
 
     `shares`: how far each was at most, because after its steps an element counts its test fields from 0.
@@ -88,10 +88,12 @@ def _so_far(unfinished: Collection[Job], total: int, seconds: float, shares: dic
     ended_count = total - len(unfinished)
     share = (ended_count + sum(shares.get(job, 0.0) for job in unfinished)) / total
     remaining_time = [f"about {duration(seconds * (1 - share) / share)} left"] if share > 0 else []
-    return "; ".join([f"{ended_count} of {total} elements ended", *_running(unfinished), *remaining_time])
+    return "; ".join(
+        [f"{ended_count} of {total} elements ended", *_progress_by_element(unfinished), *remaining_time]
+    )
 
 
-def _running(jobs: Collection[Job]) -> list[str]:
+def _progress_by_element(jobs: Collection[Job]) -> list[str]:
     """Returns how far the elements are that compute just now."""
     progress = {job.run.name: _progress(job) for job in jobs}
     return [f"{name}: {progress_text(state)}" for name, state in progress.items() if state]

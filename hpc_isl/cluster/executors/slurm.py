@@ -38,16 +38,16 @@ class Batch:
         attempt: of that run; the code is kept below it.
         jobs: one, or one for each element.
         after: Slurm's jobs that must have ended well before these start.
-        last: whether the last job waits until all others have ended, however they end.
-        beside: Slurm's jobs that the last one waits for too.
+        has_final_job: whether the last job waits until all others have ended, however they end.
+        final_job_after: Slurm's jobs that the last one waits for too.
     """
 
     run: Run
     attempt: int
     jobs: tuple[Job, ...]
     after: tuple[str, ...] = ()
-    last: bool = False
-    beside: tuple[str, ...] = ()
+    has_final_job: bool = False
+    final_job_after: tuple[str, ...] = ()
 
     @property
     def stage(self) -> str:
@@ -66,15 +66,15 @@ class Part:
     Attributes:
         number: among the parts of the batch.
         throttle: how many of the jobs run at once.
-        waits: numbers of the parts that must have ended before.
-        beside: other jobs of Slurm's that must have ended, too.
+        after_parts: numbers of the parts that must have ended before.
+        after_jobs: other jobs of Slurm's that must have ended, too.
     """
 
     number: int
     jobs: tuple[Job, ...]
     throttle: int
-    waits: tuple[int, ...] = ()
-    beside: tuple[str, ...] = ()
+    after_parts: tuple[int, ...] = ()
+    after_jobs: tuple[str, ...] = ()
 
     def label(self, batch: Batch) -> str:
         """Returns a text that no other sbatch file of the run holds."""
@@ -161,13 +161,13 @@ def _setup(batch: Batch, site: Site, part: Part) -> list[str]:
 def text(batch: Batch, site: Site) -> str:
     """Returns the sbatch file of the first part of the batch; writes nothing and needs no Slurm."""
     first_part = parts(batch, site)[0]
-    executor = _executor(batch, site, first_part, _dependency(batch.after, first_part.beside))
+    executor = _executor(batch, site, first_part, _dependency(batch.after, first_part.after_jobs))
     return executor.text(len(first_part.jobs))
 
 
 def start_time(batch: Batch, site: Site) -> str:
     """Returns when Slurm says that the job would start, or the reason why it would refuse it."""
-    _, out, errors = ask(["sbatch", "--test-only"], site.slurm_conf, given=text(batch, site))
+    _, out, errors = ask(["sbatch", "--test-only"], site.slurm_conf, stdin=text(batch, site))
     explanation = limits.explained(errors, site, len(batch.jobs))
     return "\n".join(filter(None, [(errors or out).removeprefix("sbatch: "), explanation]))
 
@@ -178,7 +178,7 @@ def parts(batch: Batch, site: Site) -> list[Part]:
     Where there are more arrays than elements may run at once, one waits for another; the last job waits for
     all of them.
     """
-    jobs = batch.jobs[:-1] if batch.last else batch.jobs
+    jobs = batch.jobs[:-1] if batch.has_final_job else batch.jobs
     size = limits.max_array_size(site.slurm_conf) if len(jobs) > 1 else 1
     pieces = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     throttle = site.array or len(jobs)
@@ -188,8 +188,8 @@ def parts(batch: Batch, site: Site) -> list[Part]:
         Part(number, piece, shares[number % lanes], (number - lanes,) if number >= lanes else ())
         for number, piece in enumerate(pieces)
     ]
-    last_part = Part(len(arrays), batch.jobs[-1:], 1, tuple(range(len(arrays))), batch.beside)
-    return [*arrays, last_part] if batch.last else arrays
+    last_part = Part(len(arrays), batch.jobs[-1:], 1, tuple(range(len(arrays))), batch.final_job_after)
+    return [*arrays, last_part] if batch.has_final_job else arrays
 
 
 def _dependency(after: Sequence[str], jobs_before: Sequence[str]) -> str | None:
@@ -222,7 +222,7 @@ def submit(
     snapshot(batch.code)
     names: list[list[str]] = []
     for part in parts(batch, site) if pieces is None else pieces:
-        jobs_before = [*(names[number][0].split("_")[0] for number in part.waits), *part.beside]
+        jobs_before = [*(names[number][0].split("_")[0] for number in part.after_parts), *part.after_jobs]
         executor = _executor(batch, site, part, _dependency(batch.after, jobs_before))
         try:
             with _environment(site.slurm_conf), redirect_stderr(io.StringIO()):  # submitit prints errors

@@ -60,34 +60,34 @@ class View:
     """One attempt as a person who waits for it sees it; `tick` is called a few times a second.
 
     Attributes:
-        everything: shows every line of the log, not only those of the stage.
+        all_lines: shows every line of the log, not only those of the stage.
     """
 
     run: Run
     attempt: int
     rank: int = 0
-    everything: bool = False
+    all_lines: bool = False
     _tail: Tail = field(init=False)
     _bar: Any = None
-    _shown: tuple[float, float] = (0.0, 0.0)
+    _last_progress: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         self._tail = Tail(self.run.attempts / str(self.attempt) / f"rank-{self.rank}.log")
-        self._shown = time.monotonic(), 0.0
+        self._last_progress = time.monotonic(), 0.0
 
     def tick(self) -> None:
         """Shows the new lines and the progress."""
         for line in self._tail.lines():
-            if self.everything or LOGGED.match(line):
+            if self.all_lines or LOGGED.match(line):
                 self.log(line)
         progress = (read_json(self.run.attempts / str(self.attempt) / "rank-0.json") or {}).get("progress")
         if progress and sys.stderr.isatty():
             self._draw(progress)
         elif progress:
             share = progress["done"] / max(1, progress["total"])
-            shown_time, shown_share = self._shown
+            shown_time, shown_share = self._last_progress
             if time.monotonic() - shown_time > QUIET_S and share != shown_share:
-                self._shown = time.monotonic(), share
+                self._last_progress = time.monotonic(), share
                 self.log(progress_text(progress))
 
     def log(self, line: str) -> None:

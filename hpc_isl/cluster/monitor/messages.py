@@ -92,7 +92,7 @@ def ended(run: Run, ending: Ending, console: Console) -> int:
     if run.summary() is not None:
         return done(run, console)
     if ending.crashed is not None and ending.codes[ending.crashed] != STOPPED:
-        return _crashed(run, ending, ending.crashed, console)
+        return _report_crash(run, ending, ending.crashed, console)
     progress = (status.ranks(run) or [{}])[0].get("progress")
     position = f" at {progress_text(progress)}" if progress else ""
     console.log(f"{run.stage} {run.name!r} {'was killed' if ending.killed else 'stopped'}{position}")
@@ -101,7 +101,7 @@ def ended(run: Run, ending: Ending, console: Console) -> int:
     return INTERRUPTED if ending.interrupted else STOPPED
 
 
-def _crashed(run: Run, ending: Ending, rank: int, console: Console) -> int:
+def _report_crash(run: Run, ending: Ending, rank: int, console: Console) -> int:
     record = {record["rank"]: record for record in status.ranks(run)}.get(rank, {})
     if record.get("outcome") == "mistake":
         console.log(str(record["message"]))
@@ -135,7 +135,7 @@ def queued(run: Run, jobs: Sequence[str], console: Console) -> None:
 def waited(run: Run, console: Console) -> int:
     """Prints how a run that was waited for has ended; returns the exit code."""
     if run.elements():
-        return _ended_elements(run, console)
+        return _report_ended_array(run, console)
     run_status = status.status_of(run)
     if run_status.state == RunState.DONE:
         return done(run, console)
@@ -162,11 +162,11 @@ def chained(run: Run, console: Console) -> int:
 
 def ended_array(run: Run, interrupted: bool, console: Console) -> int:
     """Prints how an array that was computed here has ended; returns the exit code."""
-    code = _ended_elements(run, console)
+    code = _report_ended_array(run, console)
     return INTERRUPTED if interrupted and code != 0 else code
 
 
-def _ended_elements(run: Run, console: Console) -> int:
+def _report_ended_array(run: Run, console: Console) -> int:
     statuses = status.statuses(run.elements())
     if all(run_status.state == RunState.DONE for run_status in statuses.values()):
         return done(run, console)

@@ -60,9 +60,9 @@ def _row(run: Run, run_status: RunStatus, changes: Changes) -> tuple[str, ...]:
     node, time_left = (run_status.node, run_status.left) if run_status.alive else ("", "")
     # The main figures of a finished run; else how far it is, with the last metrics.
     figures_text = "  ".join(f"{key} {value}" for key, value in list(main_figures(run.summary()).items())[:2])
-    progress = _newest(history).get("progress")
+    progress = _newest_record(history).get("progress")
     figures_text = figures_text or (progress_text(progress) if progress else "-")
-    took_s = duration(_took_s(history))
+    took_s = duration(_run_duration_s(history))
     return (
         run.stage,
         name,
@@ -97,8 +97,8 @@ def _facts(run: Run, run_status: RunStatus) -> dict[str, Any]:
         "detail": run_status.detail, "cause": run_status.cause,
         "node": run_status.node, "left": run_status.left,
         "began": began(run, history), "ended": None if run_status.alive else max(ends, default=None),
-        "took_s": None if run.elements() else round(_took_s(history), 1),
-        "attempts": len(history), "progress": _newest(history).get("progress"),
+        "took_s": None if run.elements() else round(_run_duration_s(history), 1),
+        "attempts": len(history), "progress": _newest_record(history).get("progress"),
         "figures": summary.get("figures", {}), "made": summary.get("made", {}),
         "metadata_changed": uses.changed(run),
     }  # fmt: skip
@@ -109,7 +109,7 @@ def history_of(run: Run) -> History:
     return {number: ranks(run, number) for number in run.attempt_numbers()}
 
 
-def _newest(history: History) -> dict[str, Any]:
+def _newest_record(history: History) -> dict[str, Any]:
     """Returns the record of the first rank of the newest attempt; empty where there is none."""
     records = history[max(history)] if history else []
     return records[0] if records else {}
@@ -160,21 +160,21 @@ def attempts(run: Run) -> list[str]:
         nodes = ", ".join(dict.fromkeys(record["node"] for record in records))
         ending = first_line(failure["message"]) if failure else rank_0.get("outcome", "no word since")
         job = f", job {rank_0['job']}" if rank_0.get("job") else ""
-        work_text = f"{rank_0['start'][:19]} UTC, {duration(_lasted_s(rank_0))} on {nodes}{job}"
+        work_text = f"{rank_0['start'][:19]} UTC, {duration(_rank_duration_s(rank_0))} on {nodes}{job}"
         lines.append(f"attempt {number + 1}: {work_text}, {len(records)} ranks: {ending}")
     return lines
 
 
 def took(run: Run) -> str:
     """Returns the time that the run was worked on, over all its attempts."""
-    return duration(_took_s(history_of(run)))
+    return duration(_run_duration_s(history_of(run)))
 
 
-def _took_s(history: History) -> float:
-    return sum(_lasted_s(record) for records in history.values() for record in records[:1])
+def _run_duration_s(history: History) -> float:
+    return sum(_rank_duration_s(record) for records in history.values() for record in records[:1])
 
 
-def _lasted_s(record: dict[str, Any]) -> float:
+def _rank_duration_s(record: dict[str, Any]) -> float:
     """Returns how long a rank ran: to its end, to now while its heart beats, or to its last heartbeat."""
     end_age = age_s(record.get("exit") or record["heartbeat"])
     is_running = not record.get("exit") and end_age < FRESH_S

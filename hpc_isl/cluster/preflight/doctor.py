@@ -35,11 +35,11 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
             log("\n".join(finding.lines()))
 
     log(f"on {socket.gethostname()}, where this was typed")
-    report(_here(site, root))
+    report(_site_findings(site, root))
     with _folder(root) as folder:
         if folder is not None:
             local_facts = probe.facts(folder, tracking=site.server)
-            report(_of_this_machine(site, local_facts))
+            report(_machine_findings(site, local_facts))
             if site.executor == "slurm":
                 log("on the compute nodes")
                 # Slurm would refuse the small job as it would the real one, in words that say less.
@@ -58,7 +58,7 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
 # ---------------------------------------------------------------- this machine
 
 
-def _here(site: Site, root: Path) -> Iterator[Finding]:
+def _site_findings(site: Site, root: Path) -> Iterator[Finding]:
     if site.executor == "slurm":
         yield (slurm_finding := _slurm(site))
         if slurm_finding.level == "ok":
@@ -159,7 +159,7 @@ def _folder(root: Path) -> Iterator[Path | None]:
             root = root.parent
 
 
-def _of_this_machine(site: Site, local_facts: Facts) -> Iterator[Finding]:
+def _machine_findings(site: Site, local_facts: Facts) -> Iterator[Finding]:
     yield findings.installed(local_facts, "here")
     yield from findings.room([local_facts])
     if site.executor != "slurm":
@@ -174,8 +174,8 @@ def _of_this_machine(site: Site, local_facts: Facts) -> Iterator[Finding]:
 
 def _nodes(site: Site, folder: Path, local_facts: Facts, patience_s: float, log: Log) -> Iterator[Finding]:
     with visit.visiting(site, folder, site.server) as node_visit:
-        if node_visit.refused:
-            lines = [line.removeprefix("sbatch: error: ") for line in node_visit.refused.splitlines()]
+        if node_visit.refusal:
+            lines = [line.removeprefix("sbatch: error: ") for line in node_visit.refusal.splitlines()]
             refusal = "\n".join(lines) or "sbatch refused it"
             yield Finding("FAIL", "job", refusal, "the site's partition, account or qos may be wrong")
             return
@@ -189,23 +189,23 @@ def of_nodes(
     """Yields the findings from the nodes' answers."""
     missing = node_visit.nodes - len(outcome.facts)
     if missing:
-        yield _silent(node_visit, outcome, missing)
+        yield _silent_nodes(node_visit, outcome, missing)
     if not outcome.facts:
         return
     nodes, site = outcome.facts, node_visit.site
     yield ok("folder of runs", f"{', '.join(node.host for node in nodes)} saw it and wrote to it")
-    yield from findings.same(local_facts, nodes, site)
+    yield from findings.versions(local_facts, nodes, site)
     yield findings.gpus(nodes, site)
     yield findings.cpus(nodes, site)
     if not missing:  # a node that never came could not be reached either
         yield findings.ports(nodes, site)
-    yield findings.clocks(local_facts, nodes, node_visit.submitted, outcome.seen)
+    yield findings.clocks(local_facts, nodes, node_visit.submit_time, outcome.seen_times)
     yield from findings.room(nodes)
     if server:
         yield findings.tracking(nodes, server, "on the nodes")
 
 
-def _silent(node_visit: Visit, outcome: Outcome, missing: int) -> Finding:
+def _silent_nodes(node_visit: Visit, outcome: Outcome, missing: int) -> Finding:
     """Returns why nodes did not report: the job never started, or it ended before."""
     if outcome.state in ("PENDING", "CONFIGURING", ""):
         cause = f"job {node_visit.job} did not start: {outcome.reason or 'Slurm gave no reason'}"

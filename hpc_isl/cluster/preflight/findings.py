@@ -30,15 +30,15 @@ class Finding:
         indent = " " * (8 + CHECK_WIDTH)
         text_lines: list[str] = []
         for line in self.found.splitlines() or [""]:  # `|` marks output of another program
-            text_lines += [line] if line.startswith("|") else _wrapped(line, len(indent))
+            text_lines += [line] if line.startswith("|") else _wrap(line, len(indent))
         if self.advice:
-            first, *continuation = _wrapped(f"to do: {self.advice}", len(indent) + 7)
+            first, *continuation = _wrap(f"to do: {self.advice}", len(indent) + 7)
             text_lines += [first, *("       " + line for line in continuation)]
         head = f"  {self.level:<4}  {self.check:<{CHECK_WIDTH}}"
         return [head + text_lines[0].lstrip(), *(indent + line for line in text_lines[1:])]
 
 
-def _wrapped(text: str, indent: int) -> list[str]:
+def _wrap(text: str, indent: int) -> list[str]:
     return textwrap.wrap(text, WIDTH - indent, break_on_hyphens=False, break_long_words=False) or [""]
 
 
@@ -68,16 +68,16 @@ def room(facts: Sequence[Facts]) -> Iterator[Finding]:
     """Checks disk for runs and for temporary files, of the machine that has least."""
     least = min(facts, key=lambda node: node.runs_gb)
     found = f"{least.runs_gb:.0f} GB free for runs"
-    yield _enough(
+    yield _amount_finding(
         "disk", found, least.runs_gb >= RUNS_GB, "make room there, or set site.runs to another folder"
     )
     least = min(facts, key=lambda node: node.temporary_gb)
     advice = "name a larger folder, e.g. site.setup='[export TMPDIR=/scratch]'"
     found = f"{least.temporary_gb:.0f} GB free in {least.temporary} of {least.host}"
-    yield _enough("temporary files", found, least.temporary_gb >= TEMPORARY_GB, advice)
+    yield _amount_finding("temporary files", found, least.temporary_gb >= TEMPORARY_GB, advice)
 
 
-def _enough(check: str, found: str, is_enough: bool, advice: str) -> Finding:
+def _amount_finding(check: str, found: str, is_enough: bool, advice: str) -> Finding:
     return ok(check, found) if is_enough else Finding("warn", check, f"only {found}", advice)
 
 
@@ -112,7 +112,7 @@ def cpus(facts: Sequence[Facts], site: Site) -> Finding:
     return ok("CPUs", f"{least} that one process may use; a node of {memory:.0f} GB")
 
 
-def same(local_facts: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
+def versions(local_facts: Facts, nodes: Sequence[Facts], site: Site) -> Iterator[Finding]:
     """Checks versions: everywhere this code; on all nodes the same packages."""
     # The job was given a copy of this code: another one means that the job's environment comes first.
     other_hosts = [node.host for node in nodes if node.code != local_facts.code]

@@ -49,16 +49,16 @@ class Visit:
         folder: in which the nodes write.
         nodes: how many are to write.
         job: Slurm's name of it; empty: it was refused.
-        refused: sbatch's output then.
-        submitted: when, by the clock of this machine.
+        refusal: sbatch's output then.
+        submit_time: when, by the clock of this machine.
     """
 
     site: Site
     folder: Path
     nodes: int
     job: str = ""
-    refused: str = ""
-    submitted: float = 0.0
+    refusal: str = ""
+    submit_time: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Outcome:
 
     Attributes:
         facts: of each node that wrote.
-        seen: when each was seen here, by this machine's clock.
+        seen_times: when each was seen here, by this machine's clock.
         state, reason: Slurm's last answer about the job.
         patient: whether it was waited for to its end.
         last_lines: of the job's own log.
     """
 
     facts: tuple[Facts, ...] = ()
-    seen: tuple[float, ...] = ()
+    seen_times: tuple[float, ...] = ()
     state: str = ""
     reason: str = ""
     patient: bool = True
@@ -87,24 +87,24 @@ def visiting(site: Site, folder: Path, tracking: str | None) -> Iterator[Visit]:
     visit: Visit | None = None
     try:
         with uninterrupted():
-            visit = _submitted(site, folder, tracking)
+            visit = _submit(site, folder, tracking)
         yield visit
     finally:
         if visit is not None and visit.job:
             _end(visit)
 
 
-def _submitted(site: Site, folder: Path, tracking: str | None) -> Visit:
+def _submit(site: Site, folder: Path, tracking: str | None) -> Visit:
     """Submits the job: as the site says, but small. It runs the code that real jobs would run."""
     snapshot(folder / "code")
     nodes = min(site.nodes, NODES)
     command = ["sbatch", "--parsable", *_flags(site, folder, nodes)]
     submitted = time.time()
-    code, out, errors = ask(command, site.slurm_conf, given=script(site, folder, tracking))
+    code, out, errors = ask(command, site.slurm_conf, stdin=script(site, folder, tracking))
     if code:
-        return Visit(site, folder, nodes, refused=errors or out or f"sbatch ended with {code}")
+        return Visit(site, folder, nodes, refusal=errors or out or f"sbatch ended with {code}")
     job = out.splitlines()[-1].split(";")[0]
-    return Visit(site, folder, nodes, job, submitted=submitted)
+    return Visit(site, folder, nodes, job, submit_time=submitted)
 
 
 def _flags(site: Site, folder: Path, nodes: int) -> Iterator[str]:
@@ -142,7 +142,9 @@ def wait(visit: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome
     """Waits for all nodes to write, and logs what Slurm says meanwhile."""
     start_time, logged_state, seen_times = time.monotonic(), "", dict[int, float]()
     job: QueuedJob | None = None
-    while len(seen_times) < visit.nodes and not (job and _is_over(job)):
+    while len(seen_times) < visit.nodes:
+        if job and (job.state in ENDED or (job.state == "PENDING" and job.reason.split(",")[0] in NEVER)):
+            break
         if time.monotonic() - start_time > patience_s:
             return _outcome(visit, seen_times, job, patient=False)
         job = _ask_slurm(visit) or job
@@ -159,11 +161,6 @@ def wait(visit: Visit, patience_s: float, log: Callable[[str], None]) -> Outcome
             _look(visit, seen_times)
             time.sleep(POLL_S)
     return _outcome(visit, seen_times, job)
-
-
-def _is_over(job: QueuedJob) -> bool:
-    waits_for_ever = job.state == "PENDING" and job.reason.split(",")[0] in NEVER
-    return waits_for_ever or job.state in ENDED
 
 
 def _ask_slurm(visit: Visit) -> QueuedJob | None:

@@ -60,10 +60,10 @@ def find(name: str, *roots: Path) -> Run:
         if element in labels:
             return labels[element]
         raise UserError(f"{name!r}: no such element; {nearest(element, labels)}")
-    return _only_one(name, [run for run in runs if run.name == name], runs, roots)
+    return _single_match(name, [run for run in runs if run.name == name], runs, roots)
 
 
-def _only_one(name: str, matches: Sequence[Run], runs: Sequence[Run], roots: Sequence[Path]) -> Run:
+def _single_match(name: str, matches: Sequence[Run], runs: Sequence[Run], roots: Sequence[Path]) -> Run:
     candidates = [run for run in matches if run.root == roots[0]] or matches
     if not candidates:
         # A run that was removed keeps its folder: that it was is a better answer than that there is none.
@@ -76,7 +76,9 @@ def _only_one(name: str, matches: Sequence[Run], runs: Sequence[Run], roots: Seq
         places = listed(list(dict.fromkeys(run.root for run in candidates)))
         raise UserError(f"{name!r}: there is such a run in {places}; add --site NAME, or write its folder")
     if len(candidates) > 1:
-        raise UserError(f"{name!r}: two stages have such a run; write {' or '.join(map(_long, candidates))}")
+        raise UserError(
+            f"{name!r}: two stages have such a run; write {' or '.join(map(_stage_and_name, candidates))}"
+        )
     return candidates[0]
 
 
@@ -111,13 +113,13 @@ def resolved(recipe: Recipe, *roots: Path) -> Recipe:
     return recipe.model_copy(update=changes) if changes else recipe
 
 
-def _long(run: Run) -> str:
+def _stage_and_name(run: Run) -> str:
     return f"{run.stage}/{run.name}"
 
 
 def address(run: Run, *roots: Path) -> str:
     """Returns how to write the run on a command line: its name where that is unique, else its path."""
-    for name in (run.label, _long(run)):
+    for name in (run.label, _stage_and_name(run)):
         with suppress(UserError):
             # A word with = and no slash before it would be read as key=value.
             if "=" not in name.partition("/")[0] and find(name, *roots).folder == run.folder:
@@ -201,7 +203,7 @@ def make(run: Run, request: RunRequest, plan: Plan, argv: tuple[str, ...]) -> No
     """Makes the folder of a single run."""
     content = provenance.record(plan.recipe, list(argv), plan)
     _make_folder(run, request.site)
-    _write_records(run, plan.recipe, request.site, content | _deferred(run, request))
+    _write_records(run, plan.recipe, request.site, content | _deferred_entries(run, request))
 
 
 def make_array(run: Run, request: RunRequest, plans: Mapping[str, Plan], argv: tuple[str, ...]) -> None:
@@ -212,7 +214,7 @@ def make_array(run: Run, request: RunRequest, plans: Mapping[str, Plan], argv: t
     for name, plan in plans.items():
         deferred = name == request.final_element
         make_element(request.element(run, name), request, plan, content, deferred=deferred)
-    after = {key: value for key, value in _deferred(run, request).items() if key == "after"}
+    after = {key: value for key, value in _deferred_entries(run, request).items() if key == "after"}
     _write_records(run, request.recipe, request.site, content | after)
 
 
@@ -223,7 +225,7 @@ def make_element(
 
     `deferred`: it is planned when its job starts.
     """
-    record = provenance.again(content, plan) | _deferred(element, request)
+    record = provenance.again(content, plan) | _deferred_entries(element, request)
     _make_folder(element, request.site)
     _write_records(element, plan.recipe, request.site, record | ({"planned": False} if deferred else {}))
 
@@ -236,7 +238,7 @@ def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], arg
     _write_records(run, chain, site, content)
 
 
-def _deferred(run: Run, request: RunRequest) -> dict[str, Any]:
+def _deferred_entries(run: Run, request: RunRequest) -> dict[str, Any]:
     # Named from the run's own folder: they may be moved together.
     paths = [
         os.path.relpath(earlier_run.folder, run.folder)

@@ -136,16 +136,16 @@ def rank_env() -> RankEnv:
     """Returns the place of this process, read from its environment."""
     executor = os.environ.get("HPC_ISL_EXECUTOR")
     if executor == "slurm":
-        return _in_slurm(os.environ)
+        return _slurm_rank_env(os.environ)
     if executor == "allocation":  # the process that calls srun counts the attempts, also after a requeue
-        return replace(_in_slurm(os.environ), restarts=0)
+        return replace(_slurm_rank_env(os.environ), restarts=0)
     if executor == "local":  # perhaps inside a Slurm job, whose variables are not meant for it
         rank, size = (int(os.environ[f"HPC_ISL_{name}"]) for name in ("RANK", "SIZE"))
         return RankEnv(rank, size, rank, size, int(os.environ["HPC_ISL_CPUS"]))
     return RankEnv(cpus=cpus_here())
 
 
-def _in_slurm(variables: Mapping[str, str]) -> RankEnv:
+def _slurm_rank_env(variables: Mapping[str, str]) -> RankEnv:
     def number(*names: str, default: int = 0) -> int:
         return next((int(variables[name]) for name in names if variables.get(name)), default)
 
@@ -238,14 +238,14 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     deadline = time.monotonic() + OTHERS_LEAVE_S
     while any(not (read_json(path) or {}).get("exit") for path in records) and time.monotonic() < deadline:
         time.sleep(0.5)
-    to_continue = _slurm_wants_it(job)
+    to_continue = _slurm_continues_later(job)
     if to_continue is None:
         to_continue = at_time_limit or any((read_json(path) or {}).get("overdue") for path in records)
     if not to_continue:
         return "stopped by Slurm or by scancel"
     if attempt.run.cancelled.exists():
         return "stopped: the run was cancelled"
-    if not _advanced(attempt):
+    if not _has_advanced(attempt):
         product = "checkpoint" if attempt.run.checkpoints.is_dir() else "result"
         return f"stopped at the time limit without a new {product}: not started again; give it more time"
     code, _, errors = ask(["scontrol", "requeue", job], patience_s=REQUEUE_S)
@@ -255,7 +255,7 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
     return f"stopped; not started again: {errors}" if code else None
 
 
-def _slurm_wants_it(job: str) -> bool | None:
+def _slurm_continues_later(job: str) -> bool | None:
     """Returns whether Slurm says that the job is to continue later; None: it lets it run, or does not answer.
 
     It is to continue where its limit has passed, and where Slurm gives time to save before it takes the
@@ -282,7 +282,7 @@ def requeue_from_outside(requeue_file: Path, job: str) -> str:
     return errors if code else ""
 
 
-def _advanced(attempt: Attempt) -> bool:
+def _has_advanced(attempt: Attempt) -> bool:
     """Returns whether this attempt left a checkpoint; for a stage that has none, whether it did anything."""
     record = read_json(attempt.path) or {}
     if attempt.run.checkpoints.is_dir():

@@ -93,11 +93,11 @@ def _seeds(content: Any, path: str = "") -> Iterator[tuple[str, int]]:
 
 def packages() -> dict[str, str]:
     """Returns name and version of every distribution that this Python sees."""
-    versions = dict(map(_named, metadata.distributions()))
+    versions = dict(map(_name_and_version, metadata.distributions()))
     return dict(sorted(versions.items(), key=lambda pair: pair[0].lower()))
 
 
-def _named(distribution: metadata.Distribution) -> tuple[str, str]:
+def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
     """Returns both from one reading: `metadata` and `version` would each parse all of the file."""
     text = distribution.read_text("METADATA") or ""
     name, version = NAME.search(text), VERSION.search(text)

@@ -30,13 +30,13 @@ class Removal:
     Attributes:
         users: runs, arrays and chains that use its model, or that it is a step of.
         size: bytes that become free.
-        stays: what it made elsewhere, and what is not touched.
+        remaining: what it made elsewhere, and what is not touched.
     """
 
     run: Run
     users: tuple[Run, ...]
     size: int
-    stays: tuple[str, ...]
+    remaining: tuple[str, ...]
 
 
 def removal(run: Run, runs: Iterable[Run]) -> Removal:
@@ -48,8 +48,8 @@ def removal(run: Run, runs: Iterable[Run]) -> Removal:
     if run.array is not None:
         raise UserError(f"{run.label!r} is an element of {run.array.name!r}, and is removed with all of it")
     refuse_living(run, status.status_of(run))
-    size = sum(path.lstat().st_size for path in _going(run))
-    return Removal(run, tuple(_users(run, runs)), size, tuple(dict.fromkeys(_stays(run))))
+    size = sum(path.lstat().st_size for path in _removable_files(run))
+    return Removal(run, tuple(_users(run, runs)), size, tuple(dict.fromkeys(_remaining(run))))
 
 
 def refuse_living(run: Run, run_status: RunStatus) -> None:
@@ -71,14 +71,14 @@ def remove(run: Run) -> None:
         facts = {"time": now(), "user": user_name()}
         if run.removed is None:  # first of all, because a removal that is cut short is continued by this mark
             write_atomic(run.removed_file, json.dumps(facts, indent=1))
-        for path in _going(run):
+        for path in _removable_files(run):
             path.unlink(missing_ok=True)
         for folder, _, _ in os.walk(run.folder, topdown=False):
             if not os.listdir(folder):
                 os.rmdir(folder)
 
 
-def _going(run: Run) -> Iterator[Path]:
+def _removable_files(run: Run) -> Iterator[Path]:
     """Yields the files and links of the run that do not stay; what links lead to stays."""
     for folder, folders, names in os.walk(run.folder):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
@@ -91,25 +91,21 @@ def _going(run: Run) -> Iterator[Path]:
 
 def _users(run: Run, runs: Iterable[Run]) -> Iterator[Run]:
     """Yields the runs that use the run: each array once, and none of its own elements."""
-    seen = {run}
+    seen, own_folder = {run}, os.path.realpath(run.folder)
     for candidate in runs:
         steps = candidate.elements() if candidate.stage == "chain" else []
         model_folders = [
             folder for member in uses.computing_runs([candidate]) for folder in uses.models_used(member)
         ]
         if candidate not in seen and any(
-            _is_in(folder, run) for folder in (*(step.folder for step in steps), *model_folders)
+            Path(os.path.realpath(folder)).is_relative_to(own_folder)
+            for folder in (*(step.folder for step in steps), *model_folders)
         ):
             seen.add(candidate)
             yield candidate
 
 
-def _is_in(folder: Path, run: Run) -> bool:
-    """Whether a folder is the run's, or lies in it."""
-    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(run.folder))
-
-
-def _stays(run: Run) -> Iterator[str]:
+def _remaining(run: Run) -> Iterator[str]:
     if run.stage == "chain":  # its runs lie beside it, not in it
         yield from (f"{step.stage} {step.name}, a step of it" for step in run.elements())
         return

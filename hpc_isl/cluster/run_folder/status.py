@@ -193,12 +193,12 @@ def statuses(runs: Sequence[Run]) -> dict[Run, RunStatus]:
     answers = job_states(newest_submissions)
     by_run = {run: _status(run, newest_submissions.get(run, {}), answers.get(run)) for run in single_runs}
     return {
-        run: _of_array(run, [by_run[member] for member in members[run]]) if members[run] else by_run[run]
+        run: _array_status(run, [by_run[member] for member in members[run]]) if members[run] else by_run[run]
         for run in runs
     }
 
 
-def _of_array(run: Run, members: Sequence[RunStatus]) -> RunStatus:
+def _array_status(run: Run, members: Sequence[RunStatus]) -> RunStatus:
     """Returns e.g. `running`, with `3 done, 2 running, 1 failed`; a chain may wait for a person."""
     counts = Counter(member.state for member in members)
     state = next((state for state in RunState if counts[state]), RunState.NEW)
@@ -215,15 +215,15 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return RunStatus(RunState.DONE)
     if not run.attempt_numbers():
         return RunStatus(RunState.NEW, "not started")
-    records, job_status = ranks(run), _of_job(answer)
+    records, job_status = ranks(run), _status_by_slurm(answer)
     if job_status is not None and job_status.alive:
         return replace(job_status, detail=TORN) if submission.get("torn") else job_status
     if isinstance(answer, NoAnswer):
-        return _unheard(run, records, answer.why)
+        return _unheard_status(run, records, answer.reason)
     if failure := first_failure(records):
-        return _failed(run, failure, job_status)
+        return _failed_status(run, failure, job_status)
     forgotten = answer is None and submission.get("job")
-    job_report = _reported_by_job(run) if forgotten else None
+    job_report = _status_by_job_output(run) if forgotten else None
     if job_report is None and answer is None and _lives(submission, records):
         if records:
             return RunStatus(RunState.RUNNING, "", records[0].get("node", ""))
@@ -232,10 +232,10 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return RunStatus(RunState.QUEUED, "waits for its turn") if run.array else RunStatus(RunState.RUNNING)
     if submission.get("ended") and not records and not run.cancelled.exists():
         return RunStatus(RunState.STOPPED, "before its turn came")
-    return _ended(run, records, job_status)
+    return _ended_status(run, records, job_status)
 
 
-def _of_job(answer: QueuedJob | NoAnswer | None) -> RunStatus | None:
+def _status_by_slurm(answer: QueuedJob | NoAnswer | None) -> RunStatus | None:
     """Translates what Slurm answered; None: it does not tell what became of the run."""
     if not isinstance(answer, QueuedJob) or answer.state not in STATE_OF_JOB:
         return None
@@ -248,7 +248,7 @@ def _of_job(answer: QueuedJob | NoAnswer | None) -> RunStatus | None:
     return RunStatus(state, detail, answer.node, answer.left)
 
 
-def _unheard(run: Run, records: Sequence[Mapping[str, Any]], reason: str) -> RunStatus:
+def _unheard_status(run: Run, records: Sequence[Mapping[str, Any]], reason: str) -> RunStatus:
     """Returns the status of a run whose job Slurm does not report.
 
     Unless it was cancelled, Slurm may have the job, and start it again whatever the folder tells.
@@ -257,7 +257,7 @@ def _unheard(run: Run, records: Sequence[Mapping[str, Any]], reason: str) -> Run
     if run.cancelled.exists() and not is_beating:
         return RunStatus(RunState.CANCELLED, reason)
     if failure:
-        run_status = _failed(run, failure, None)
+        run_status = _failed_status(run, failure, None)
     elif all_stopped(records):
         run_status = RunStatus(RunState.STOPPED, why_stopped(run, records))
     elif records:
@@ -268,8 +268,8 @@ def _unheard(run: Run, records: Sequence[Mapping[str, Any]], reason: str) -> Run
     return replace(run_status, detail="; ".join(filter(None, [reason, run_status.detail])), unheard=reason)
 
 
-def _failed(run: Run, failure: Mapping[str, Any], job_status: RunStatus | None) -> RunStatus:
-    cause = _cause(_reported_by_job(run), job_status)
+def _failed_status(run: Run, failure: Mapping[str, Any], job_status: RunStatus | None) -> RunStatus:
+    cause = _cause(_status_by_job_output(run), job_status)
     message = f"rank {failure['rank']}: {first_line(failure['message'])}"
     detail = f"{cause}: {message}" if cause else message
     return RunStatus(RunState.FAILED, detail, failure.get("node", ""), cause=cause)
@@ -282,21 +282,21 @@ def _cause(job_report: RunStatus | None, job_status: RunStatus | None) -> str:
     return job_report.cause if job_report else ""
 
 
-def _ended(run: Run, records: Sequence[dict[str, Any]], job_status: RunStatus | None) -> RunStatus:
+def _ended_status(run: Run, records: Sequence[dict[str, Any]], job_status: RunStatus | None) -> RunStatus:
     """Returns the status of a run that is not done, that nothing computes, and whose ranks did not fail."""
     if run.cancelled.exists() or (job_status and job_status.state == RunState.CANCELLED):
         detail = job_status.detail if job_status and job_status.detail != "cancelled" else ""
         return RunStatus(RunState.CANCELLED, detail)
     if all_stopped(records):
         return RunStatus(RunState.STOPPED, why_stopped(run, records))
-    job_report = _reported_by_job(run)
+    job_report = _status_by_job_output(run)
     if job_status is not None:
         detail = job_report.detail if job_report and job_status.detail == "failed" else job_status.detail
         return RunStatus(job_status.state, detail, job_status.node, cause=_cause(job_report, job_status))
     return job_report or RunStatus(RunState.LOST, last_seen(records))
 
 
-def _reported_by_job(run: Run) -> RunStatus | None:
+def _status_by_job_output(run: Run) -> RunStatus | None:
     """Returns what the job's own output says about its end: a rank that was killed leaves no record."""
     text = "\n".join(job_output(run, 200))
     death = DIED.search(text)

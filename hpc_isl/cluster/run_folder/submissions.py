@@ -80,14 +80,14 @@ def newest(run: Run) -> Submission:
     for number in reversed(run.attempt_numbers()):
         content = read_json(run.attempts / str(number) / "submission.json")
         if content and not by_rank and content["executor"] == "slurm" and not content.get("job"):
-            content = _of_rank_0(run, number) | content
+            content = _rank_0_submission(run, number) | content
         if content:  # a later attempt with the same job was started again by Slurm
             return content if by_rank.get("job") in (None, content.get("job")) else by_rank
-        by_rank = by_rank or _of_rank_0(run, number)
+        by_rank = by_rank or _rank_0_submission(run, number)
     return by_rank
 
 
-def _of_rank_0(run: Run, number: int) -> Submission:
+def _rank_0_submission(run: Run, number: int) -> Submission:
     record = read_json(run.attempts / str(number) / "rank-0.json") or {}
     if not record.get("job"):
         return {}
@@ -171,7 +171,7 @@ def alone(run: Run) -> Iterator[None]:
 class NoAnswer:
     """Slurm does not report a job, which may exist all the same: the run's folder alone can tell."""
 
-    why: str = "Slurm does not answer"
+    reason: str = "Slurm does not answer"
 
 
 def job_states(by_run: Mapping[Run, Submission]) -> dict[Run, QueuedJob | NoAnswer]:
@@ -186,7 +186,7 @@ def job_states(by_run: Mapping[Run, Submission]) -> dict[Run, QueuedJob | NoAnsw
             continue
         # Slurm restarts its numbers now and then: a job of that number in another folder is another job.
         known_jobs = {run: queued_jobs[name] for run, name in names.items() if name in queued_jobs}
-        answers |= {run: job for run, job in known_jobs.items() if _is_of(run, by_run[run], job.folder)}
+        answers |= {run: job for run, job in known_jobs.items() if _is_job_of(run, by_run[run], job.folder)}
         runs_of_others = [run for run in names if by_run[run].get("user", os.getuid()) != os.getuid()]
         if (hidden := set(runs_of_others) - set(known_jobs)) and commands.hides_jobs_of_others(*cluster_id):
             answers |= dict.fromkeys(hidden, NoAnswer(HIDDEN))
@@ -202,7 +202,7 @@ def by_cluster(by_run: Mapping[Run, Submission]) -> dict[ClusterId, dict[Run, st
     return jobs
 
 
-def _is_of(run: Run, submission: Submission, folder: str) -> bool:
+def _is_job_of(run: Run, submission: Submission, folder: str) -> bool:
     """Returns whether the job that works in `folder` is the one that was submitted.
 
     Slurm keeps the folder as sbatch was given it: that is compared, however the run is reached now, and even

@@ -204,7 +204,7 @@ def _differing_fingerprints(run: Run, plan: Plan) -> dict[str, tuple[str | None,
     before = inputs_of(run)
     pairs = {name: (before.get(name), plan.inputs.get(name)) for name in {**before, **plan.inputs}}
     pairs = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    former_inputs = plan.former() if pairs else {}  # earlier versions noted some otherwise
+    former_inputs = plan.former_fingerprints() if pairs else {}  # earlier versions noted some otherwise
     return {
         name: pair for name, pair in pairs.items() if pair[0] is None or pair[0] != former_inputs.get(name)
     }

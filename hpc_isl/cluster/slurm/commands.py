@@ -78,7 +78,7 @@ def step_environment() -> Mapping[str, str]:
 def ask(
     command: list[str],
     conf: Path | None = None,
-    given: str | None = None,
+    stdin: str | None = None,
     patience_s: float = ANSWER_S,
     cluster: str | None = None,
 ) -> tuple[int, str, str]:
@@ -88,7 +88,7 @@ def ask(
     """
     try:
         process = subprocess.run(
-            command, env=environment(conf, cluster), input=given, capture_output=True, text=True,
+            command, env=environment(conf, cluster), input=stdin, capture_output=True, text=True,
             timeout=patience_s, cwd="/",
         )  # fmt: skip
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def queue(
     code, out, errors = ask(command, conf, patience_s=PATIENCE_S, cluster=cluster)
     if code and FORGOTTEN not in errors:
         return None
-    queued_jobs = _parsed(out)
+    queued_jobs = _parse_jobs(out)
     if forgotten_families := sorted({job.split("_")[0] for job in job_names - set(queued_jobs)}):
         # -X: the jobs, without a row for each of their steps.
         command = ["sacct", "-X", "-n", "-P", "--array", "-j", ",".join(forgotten_families)]
@@ -148,11 +148,11 @@ def queue(
             *(["-M", cluster] if cluster else []),
         ]
         code, out, _ = ask(command, conf, patience_s=PATIENCE_S)
-        queued_jobs = {**({} if code else _parsed(out)), **queued_jobs}
+        queued_jobs = {**({} if code else _parse_jobs(out)), **queued_jobs}
     return {job: queued_job for job, queued_job in queued_jobs.items() if job in job_names}
 
 
-def _parsed(answer: str) -> dict[str, QueuedJob]:
+def _parse_jobs(answer: str) -> dict[str, QueuedJob]:
     """Reads lines of job|state|reason|nodes|time|folder; `CANCELLED by 1000` is the state CANCELLED."""
     rows = [line.split("|", 5) for line in answer.splitlines() if line.count("|") >= 5]
     entries = [(job, *map(_word, words), folder) for job, *words, folder in rows]

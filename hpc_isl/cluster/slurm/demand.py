@@ -32,16 +32,16 @@ class NodeRequirement:
         amount: of the thing.
         available: how much of it a node can give.
         text: an amount in words.
-        asked: how the user wrote it, with the sum where it is one.
-        typed: the most that a node gives -> what to type.
+        request_text: how the user wrote it, with the sum where it is one.
+        assignment: the most that a node gives -> what to type.
     """
 
     key: str
     amount: int
     available: Callable[[Node], int]
     text: Callable[[int], str]
-    asked: str
-    typed: Callable[[int], str]
+    request_text: str
+    assignment: Callable[[int], str]
 
     def met(self, node: Node) -> bool:
         return self.amount <= self.available(node)
@@ -55,7 +55,7 @@ def requirements(partition: Partition, site: Site) -> list[NodeRequirement]:
     if cpus_per_process > 1 and processes > 1:
         cpus += f" × {processes} processes = {cpus_per_process * processes} CPUs"
 
-    def fewer(amount: int) -> str:
+    def cpu_key(amount: int) -> str:
         return f"site.cpus={amount // processes}" if amount >= processes else f"site.processes={amount}"
 
     # A cluster that does not tell jobs apart by memory may not have been told how much there is.
@@ -67,7 +67,7 @@ def requirements(partition: Partition, site: Site) -> list[NodeRequirement]:
             f"site.gpus={site.gpus}", lambda amount: f"site.gpus={amount}",
         ),
         NodeRequirement(
-            key, cpus_per_process * processes, partition.cpus, lambda amount: f"{amount} CPUs", cpus, fewer,
+            key, cpus_per_process * processes, partition.cpus, lambda amount: f"{amount} CPUs", cpus, cpu_key,
         ),
         NodeRequirement(
             "memory", memory, partition.memory, at_most,
@@ -93,34 +93,34 @@ def too_much(partition: Partition, site: Site) -> str | None:
     for need in needs:
         max_amount = max(map(need.available, nodes))
         if not max_amount:
-            return f"{need.asked}: no node of {subject} has any; write {need.typed(0)}"
+            return f"{need.request_text}: no node of {subject} has any; write {need.assignment(0)}"
         if need.amount > max_amount:
             limit = f"a node of {subject} gives at most {need.text(max_amount)}"
-            return f"{need.asked}: {limit}; write {need.typed(max_amount)}"
+            return f"{need.request_text}: {limit}; write {need.assignment(max_amount)}"
     count = len(fitting(partition, site))
     if not count:
-        return _not_together(partition, nodes, needs)
+        return _joint_complaint(partition, nodes, needs)
     if site.nodes > count:
-        needs_text = " and ".join(need.asked for need in needs)
+        needs_text = " and ".join(need.request_text for need in needs)
         shortage = f"only {nodes_text(count)} of {name} can give {needs_text}"
         return f"site.nodes={site.nodes}: {shortage}; write site.nodes={count}"
     return None
 
 
-def _not_together(partition: Partition, nodes: Sequence[Node], needs: Sequence[NodeRequirement]) -> str:
+def _joint_complaint(partition: Partition, nodes: Sequence[Node], needs: Sequence[NodeRequirement]) -> str:
     """Returns which requirements to lower, and to what: each alone some node can give."""
     ways: list[tuple[NodeRequirement, str]] = []
     for need in needs:
         candidates = [node for node in nodes if all(other.met(node) for other in needs if other is not need)]
         if most := max(map(need.available, candidates), default=0):
-            ways.append((need, need.typed(most)))
-    needs_text = " with ".join(need.asked for need in [need for need, _ in ways] or needs)
+            ways.append((need, need.assignment(most)))
+    needs_text = " with ".join(need.request_text for need in [need for need, _ in ways] or needs)
     complaint = f"{needs_text}: no node of partition {partition.name!r} has them together"
     if ways:
         return f"{complaint}; write {' or '.join(assignment for _, assignment in ways)}"
     # No single requirement to lower mends it: what the best node has is proposed as a whole.
     best = max(nodes, key=lambda node: (node.gpu_count, partition.memory(node)))
-    assignments = [need.typed(need.available(best)) for need in needs if not need.met(best)]
+    assignments = [need.assignment(need.available(best)) for need in needs if not need.met(best)]
     return f"{complaint}; write {' '.join(assignments)}"
 
 

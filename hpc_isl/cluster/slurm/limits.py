@@ -104,18 +104,20 @@ def complaint(cluster: Cluster, site: Site, qos: Qos | None = Qos()) -> str | No
             if name is None:
                 return f"site.partition: the cluster has no default partition, so name one; {hint}"
             return f"site.partition={name}: there is no such partition; {hint}"
-    complaints = [_wrong(partition, site, qos) for partition in site_partitions]
+    complaints = [_first_complaint(partition, site, qos) for partition in site_partitions]
     if not complaints or None in complaints:  # of several partitions, Slurm takes one that can
         return None
     other_partitions = [partition for partition in usable if partition not in site_partitions]
-    return f"{complaints[0]}{_elsewhere(other_partitions, site, qos, site_partitions[0])}"
+    return f"{complaints[0]}{_partitions_that_allow(other_partitions, site, qos, site_partitions[0])}"
 
 
-def _elsewhere(
+def _partitions_that_allow(
     partitions: Sequence[Partition], site: Site, qos: Qos | None, site_partition: Partition
 ) -> str:
     """Returns the partitions that would allow all of it; else, for a site with GPUs, those that have any."""
-    fitting = [f"site.partition={part.name}" for part in partitions if _wrong(part, site, qos) is None]
+    fitting = [
+        f"site.partition={part.name}" for part in partitions if _first_complaint(part, site, qos) is None
+    ]
     if fitting:
         return f", or {' or '.join(fitting[:3])}, which allows it"
 
@@ -128,7 +130,7 @@ def _elsewhere(
     return ""
 
 
-def _wrong(partition: Partition, site: Site, qos: Qos | None) -> str | None:
+def _first_complaint(partition: Partition, site: Site, qos: Qos | None) -> str | None:
     """Returns the first complaint: about who may, then how long, how many, and what on each node."""
     if not partition.up:
         subject = "it" if site.partition else "the default partition"
@@ -256,7 +258,7 @@ def explained(errors: str, site: Site, jobs: int) -> str:
     if limit is None:
         return ""
     name, table, column, subject = limit
-    max_jobs = _most(table, column, site)
+    max_jobs = _sacctmgr_limit(table, column, site)
     conf, cluster = cluster_of(site)
     _, out, _ = ask(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|"], conf, cluster=cluster)
     queued = out.count("|")
@@ -271,7 +273,7 @@ def explained(errors: str, site: Site, jobs: int) -> str:
     )
 
 
-def _most(table: str, column: str, site: Site) -> int | None:
+def _sacctmgr_limit(table: str, column: str, site: Site) -> int | None:
     """Returns the limit; None: it is not known, or there are several such."""
     if table == "qos":
         filters = [f"name={site.qos}"] if site.qos else []

@@ -135,7 +135,8 @@ def text(name: str, cluster: Cluster, person: User, conf: Path | None = None) ->
     """Returns the file: what is chosen, from what, and what else there is."""
     partition = chosen(cluster, person)
     rows = [
-        *_cluster_rows(conf),
+        ("executor: slurm", ""),
+        *([(f"slurm_conf: {_yaml_word(os.path.abspath(conf))}", "")] if conf is not None else []),
         *_user_rows(person, partition),
         *_partition_rows(partition),
         *_node_rows(partition),
@@ -155,31 +156,25 @@ def text(name: str, cluster: Cluster, person: User, conf: Path | None = None) ->
 Row = tuple[str, str]
 
 
-def _cluster_rows(conf: Path | None) -> Iterator[Row]:
-    yield "executor: slurm", ""
-    if conf is not None:
-        yield f"slurm_conf: {_quoted(os.path.abspath(conf))}", ""
-
-
 def _user_rows(person: User, partition: Partition) -> Iterator[Row]:
     accounts = person.accounts_of(partition)
     if len(accounts) == 1:
-        yield f"account: {_quoted(accounts[0])}", ""
+        yield f"account: {_yaml_word(accounts[0])}", ""
     elif accounts:
-        yield f"# account: {_quoted(accounts[0])}", f"one of yours: {', '.join(accounts)}"
+        yield f"# account: {_yaml_word(accounts[0])}", f"one of yours: {', '.join(accounts)}"
     if len(person.qos) > 1:
-        yield f"# qos: {_quoted(person.qos[0])}", f"yours are {', '.join(person.qos)}"
+        yield f"# qos: {_yaml_word(person.qos[0])}", f"yours are {', '.join(person.qos)}"
 
 
 def _partition_rows(partition: Partition) -> Iterator[Row]:
     limit = partition.minutes
     time = duration(min(TIME, limit or TIME))
-    yield f"partition: {_quoted(partition.name)}", kinds(partition)
+    yield f"partition: {_yaml_word(partition.name)}", kinds(partition)
     yield f"time: {time}", f"of one attempt; {'at most ' + duration(limit) if limit else FOR_EVER} here"
     features = sorted(frozenset().union(*(node.features for node in partition.nodes)))
     if features:
         ellipsis = ", …" if len(features) > 8 else ""
-        yield f"# constraint: {_quoted(features[0])}", f"nodes have {', '.join(features[:8])}{ellipsis}"
+        yield f"# constraint: {_yaml_word(features[0])}", f"nodes have {', '.join(features[:8])}{ellipsis}"
 
 
 def _node_rows(partition: Partition) -> Iterator[Row]:
@@ -224,7 +219,7 @@ def _table(partitions: Sequence[Partition]) -> Iterator[str]:
         return
     yield "#"
     yield "# What else there is (CPUs and memory are of the largest node):"
-    names = [f"partition: {_quoted(partition.name)}" for partition in partitions]
+    names = [f"partition: {_yaml_word(partition.name)}" for partition in partitions]
     width = max(map(len, names))
     for name, partition in zip(names, partitions, strict=True):
         cpus, memory = max(map(partition.cpus, partition.nodes)), max(map(partition.memory, partition.nodes))
@@ -233,7 +228,7 @@ def _table(partitions: Sequence[Partition]) -> Iterator[str]:
         yield f"# {name:<{width}}  # {time_limit}; {size}; {kinds(partition)}"
 
 
-def _quoted(word: str) -> str:
+def _yaml_word(word: str) -> str:
     """Returns the word as YAML reads it back: plain where that is safe."""
     return word if re.fullmatch(r"[A-Za-z][\w-]*", word) and word.lower() not in _WORDS else json.dumps(word)
 

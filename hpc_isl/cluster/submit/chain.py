@@ -86,7 +86,7 @@ def links(chain: ChainRecipe, name: str) -> list[Link]:
 
 def start(path: Path, keys: list[str], site: Site, name: str | None, console: Console, wait: bool) -> int:
     """Makes the chain's folder and starts all steps up to the first stop; returns the exit code."""
-    run, chain = _new(path, keys, name, console)
+    run, chain = _new_chain(path, keys, name, console)
     steps = [link for link in links(chain, run.name) if link.step.stage]
     # All of them, before the first is started: a mistake in the last step would come days later.
     for link in steps:
@@ -98,7 +98,7 @@ def start(path: Path, keys: list[str], site: Site, name: str | None, console: Co
 
 def show_plan(path: Path, keys: list[str], site: Site, name: str | None, console: Console, wait: bool) -> int:
     """Prints one line per step: what, where, after what; writes nothing. Returns the exit code."""
-    run, chain = _new(path, keys, name, console)
+    run, chain = _new_chain(path, keys, name, console)
     for number, link in enumerate(links(chain, run.name), start=1):
         after = f", after {' and '.join(link.after)}" if link.after else ""
         if link.step.stop:
@@ -110,7 +110,7 @@ def show_plan(path: Path, keys: list[str], site: Site, name: str | None, console
     return 0
 
 
-def _new(path: Path, keys: list[str], name: str | None, console: Console) -> tuple[Run, ChainRecipe]:
+def _new_chain(path: Path, keys: list[str], name: str | None, console: Console) -> tuple[Run, ChainRecipe]:
     """Returns the folder that the chain will have, and its recipe; a name that is taken is a `UserError`."""
     content, origin = recipes.read("chain", path, keys)
     folder = folders.valid_name(name) if name else folders.default_name("chain", console.root)
@@ -141,7 +141,7 @@ def _refuse_taken(request: RunRequest, console: Console) -> None:
 
 def resume(run: Run, console: Console, wait: bool) -> int:
     """Passes the stop that the chain has come to, and starts again what failed; returns the exit code."""
-    if stop := read_json(_waits(run)):
+    if stop := read_json(_open_stop_file(run)):
         by_name = {link.name: link for link in _links(run)}
         runs_before = _runs_before(by_name[str(stop["name"])], by_name, run)
         statuses = status.statuses(runs_before)
@@ -152,8 +152,8 @@ def resume(run: Run, console: Console, wait: bool) -> int:
             console.log(f"the stop is not passed ({stop['stop']}): {', '.join(labels)} before it is not done")
         else:
             # In this order: a kill between the two does not ask a person for the same stop again.
-            write_atomic(_passed(run), json.dumps({"stops": [*_stops_passed(run), str(stop["name"])]}))
-            _waits(run).unlink()
+            write_atomic(_passed_file(run), json.dumps({"stops": [*_stops_passed(run), str(stop["name"])]}))
+            _open_stop_file(run).unlink()
     return continue_chain(run, console, wait)
 
 
@@ -175,8 +175,10 @@ def continue_chain(run: Run, console: Console, wait: bool) -> int:
                     return code
             elif link.name not in passed_stops:
                 closed_steps.add(link.name)
-                if not _waits(run).exists():  # of several open stops, a `resume` passes the first
-                    write_atomic(_waits(run), json.dumps({"name": link.name, "stop": link.step.stop}))
+                if not _open_stop_file(run).exists():  # of several open stops, a `resume` passes the first
+                    write_atomic(
+                        _open_stop_file(run), json.dumps({"name": link.name, "stop": link.step.stop})
+                    )
                 console.log(f"then a stop: {link.step.stop}; after that: {console.command('resume', run)}")
     console.log(f"chain {run.name!r}: {status.status_of(run).detail}")
     console.log(f"next: {console.command('resume' if closed_steps else 'status', run)}")
@@ -228,12 +230,12 @@ def _runs_before(link: Link, by_name: dict[str, Link], run: Run) -> list[Run]:
 
 
 def _stops_passed(run: Run) -> list[str]:
-    return list((read_json(_passed(run)) or {}).get("stops", []))
+    return list((read_json(_passed_file(run)) or {}).get("stops", []))
 
 
-def _passed(run: Run) -> Path:
+def _passed_file(run: Run) -> Path:
     return run.folder / "passed.json"
 
 
-def _waits(run: Run) -> Path:
+def _open_stop_file(run: Run) -> Path:
     return run.folder / "waits.json"

@@ -37,7 +37,7 @@ def dispatch(
     """
     share_with_group(site.group)
     if site.executor == "slurm":
-        _to_slurm(run, members, site, console, after)
+        _submit_to_slurm(run, members, site, console, after)
         return None
     for earlier_run in after:  # there is no queue here that would wait
         console.log(f"waiting for {earlier_run.label!r}")
@@ -45,7 +45,7 @@ def dispatch(
         if (state := status.status_of(earlier_run).state) != RunState.DONE:
             raise UserError(f"--after {earlier_run.label}: it is {state}")
     if site.executor == "local" and run.elements():
-        return _array_here(run, members, site, console)
+        return _run_array_here(run, members, site, console)
     return _run_here(run, site, console)
 
 
@@ -59,7 +59,7 @@ def _run_here(run: Run, site: Site, console: Console) -> int:
             ending = local.compute_in_allocation(job, site, requests, view.log, view.tick)
         view.close()
         return messages.ended(run, ending, console)
-    submissions.note(run, job.attempt, site, **_this_process())
+    submissions.note(run, job.attempt, site, **_process_identity())
     view = View(run, job.attempt)
     with forwarding(run, site):  # in a process of its own
         with StopRequests().listening() as requests:
@@ -69,13 +69,13 @@ def _run_here(run: Run, site: Site, console: Console) -> int:
     return messages.ended(run, ending, console)
 
 
-def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) -> int:
+def _run_array_here(run: Run, members: Sequence[Run], site: Site, console: Console) -> int:
     """Computes as many elements at once as fit; the others wait for their turn."""
     jobs = [Job.of(member) for member in members]
     final = next((job for job in jobs[-1:] if folders.is_final_element(job.run)), None)
     run.next_attempt()
     for job in jobs:
-        submissions.note(job.run, job.attempt, site, **_this_process())
+        submissions.note(job.run, job.attempt, site, **_process_identity())
     with forwarding(run, site):
         other_jobs = [job for job in jobs if job != final]
         interrupted = local_array.compute_all(other_jobs, site, console.log, final)
@@ -84,7 +84,7 @@ def _array_here(run: Run, members: Sequence[Run], site: Site, console: Console) 
     return messages.ended_array(run, interrupted, console)
 
 
-def _this_process() -> dict[str, object]:
+def _process_identity() -> dict[str, object]:
     process = psutil.Process()
     return {"pid": process.pid, "pid_started": process.create_time()}
 
@@ -111,7 +111,9 @@ def check_dispatch(site: Site, after: Sequence[Run]) -> None:
     _jobs_of(after, site)
 
 
-def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, after: Sequence[Run]) -> None:
+def _submit_to_slurm(
+    run: Run, members: Sequence[Run], site: Site, console: Console, after: Sequence[Run]
+) -> None:
     from hpc_isl.cluster.executors import slurm
 
     final = members[-1] if folders.is_final_element(members[-1]) else None
@@ -129,7 +131,7 @@ def _to_slurm(run: Run, members: Sequence[Run], site: Site, console: Console, af
     with commands.uninterrupted():
         # Before sbatch is called: if this process is killed in between, they are searched in Slurm's queue.
         for job in batch.jobs:
-            submissions.note(job.run, job.attempt, site, **_this_process(), **facts[job])
+            submissions.note(job.run, job.attempt, site, **_process_identity(), **facts[job])
         try:
             if superseded.get("job"):
                 commands.cancel([str(superseded["job"])], *submissions.cluster(superseded))

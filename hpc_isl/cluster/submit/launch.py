@@ -35,19 +35,19 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
 
     `try_it`: prints also how long it takes, after a trial of ten seconds.
     """
-    request, run, plans = _prepared(request, console)
+    request, run, plans = _prepare(request, console)
     plan, finished, extension = next(iter(plans.values())), False, Extension()
     exists = run.folder.exists()
     if exists and request.elements:
         extension = _extension(run, request, plans, console)
     if extension:
-        _refuse_living(run, console)
+        _refuse_extending_alive(run, console)
     elif exists:
         finished = _is_finished(run, request, plan, console)
     remaining_request = request
     if extension:  # those that are new, have changed or are not done
         done = {element.name for element in folders.other_elements(run) if element.summary() is not None}
-        skipped = done - {*extension.changed}
+        skipped = done - {*extension.changed_names}
         elements = {name: recipe for name, recipe in (request.elements or {}).items() if name not in skipped}
         remaining_request = replace(request, elements=elements)
     for line in planning.plan_lines(remaining_request, plan, run):
@@ -58,7 +58,7 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
     for line in [planning.try_it(remaining_request, remaining_plans, console)] if try_it else times:
         console.log(line)
     if extension:
-        new_and_changed = "; ".join((*extension.new, *extension.changed)[:12])
+        new_and_changed = "; ".join((*extension.new_names, *extension.changed_names)[:12])
         console.log(f"{sweep.extension_message(run, request, extension)}: {new_and_changed}")
     if finished:
         console.log(f"nothing would be done: {run.stage} {run.name!r} is finished, with this recipe")
@@ -67,7 +67,7 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
 
 def launch(request: RunRequest, console: Console, wait: bool) -> int:
     """Plans, makes the run folder, starts the run; returns the exit code."""
-    request, run, plans = _prepared(request, console)
+    request, run, plans = _prepare(request, console)
     plan = next(iter(plans.values()))
     for line in (*request.messages, *plan.messages):
         console.log(line)
@@ -89,10 +89,10 @@ def launch(request: RunRequest, console: Console, wait: bool) -> int:
             if not any(member.attempt_numbers() for member in (run, *run.elements())):
                 shutil.rmtree(run.folder, ignore_errors=True)
             raise
-    return _ended(code, run, console, wait)
+    return _exit_code(code, run, console, wait)
 
 
-def _prepared(request: RunRequest, console: Console) -> tuple[RunRequest, Run, dict[str, Plan]]:
+def _prepare(request: RunRequest, console: Console) -> tuple[RunRequest, Run, dict[str, Plan]]:
     """Returns the request as the stage arranges it, where it will lie, and the plan of each part."""
     request = replace(request, after=planning.unfinished(request.after))
     run = request.run(console.root)
@@ -107,10 +107,10 @@ def _launch_existing(
     """Extends a sweep, verifies a finished run, or resumes one in an allocation that Slurm has restarted."""
     sweep.finish_interrupted(run)
     if request.elements and (extension := _extension(run, request, plans, console)):
-        _refuse_living(run, console)
+        _refuse_extending_alive(run, console)
         check_dispatch(request.site, request.after)
         with submissions.alone(run):
-            _refuse_living(run, console)  # it may have been started just now
+            _refuse_extending_alive(run, console)  # it may have been started just now
             sweep.extend(run, request, plans, extension, console.argv)
         console.log(sweep.extension_message(run, request, extension))
         return resume(run, request.site, console, wait, request.after)
@@ -136,13 +136,13 @@ def _extension(run: Run, request: RunRequest, plans: Mapping[str, Plan], console
     return extension
 
 
-def _ended(code: int | None, run: Run, console: Console, wait: bool) -> int:
+def _exit_code(code: int | None, run: Run, console: Console, wait: bool) -> int:
     if code is not None:
         return code
     return follow.follow(run, console) if wait else 0
 
 
-def _refuse_living(run: Run, console: Console) -> None:
+def _refuse_extending_alive(run: Run, console: Console) -> None:
     run_status = status.status_of(run)
     if run_status.alive:
         raise UserError(
@@ -160,7 +160,7 @@ def _is_finished(run: Run, request: RunRequest, plan: Plan, console: Console) ->
         return True
     if request.site.executor == "allocation" and (not run_status.alive or _is_ours(run)):
         return False
-    _refuse_alive(run, run_status, console)
+    _refuse_starting_alive(run, run_status, console)
     raise UserError(
         f"{run.stage} {run.name!r} exists and is {run_status.state}; resume it with "
         f"{console.command('resume', run)}, or choose another --name"
@@ -173,7 +173,7 @@ def _is_ours(run: Run) -> bool:
     return this_job is not None and submissions.newest(run).get("job") == this_job
 
 
-def _refuse_alive(run: Run, run_status: status.RunStatus, console: Console) -> None:
+def _refuse_starting_alive(run: Run, run_status: status.RunStatus, console: Console) -> None:
     """Checks that a run is not, and cannot be, at work: it is not started a second time."""
     if run_status.unheard:
         raise UserError(
@@ -207,7 +207,7 @@ def resume(run: Run, site: Site, console: Console, wait: bool, after: tuple[Run,
         member for member, run_status in unfinished.items() if not run_status.alive or _is_ours(member)
     ]
     if not to_start:
-        _refuse_alive(run, status.status_of(run), console)
+        _refuse_starting_alive(run, status.status_of(run), console)
     return start_attempts(run, folders.with_final_element(run, to_start), site, console, wait, after)
 
 
@@ -237,16 +237,16 @@ def start_attempts(
             # A final element that waits for elements which have ended is replaced.
             waits = folders.is_final_element(member) and not run_status.unheard
             if not _is_ours(member) and not (waits and submissions.newest(member).get("job")):
-                _refuse_alive(member, run_status, console)
+                _refuse_starting_alive(member, run_status, console)
         for member in members:
             member.cancelled.unlink(missing_ok=True)
-        with _reopened(members):
+        with _without_done_records(members):
             code = dispatch(run, members, site, console, after)
-    return _ended(code, run, console, wait)
+    return _exit_code(code, run, console, wait)
 
 
 @contextmanager
-def _reopened(members: Sequence[Run]) -> Iterator[None]:
+def _without_done_records(members: Sequence[Run]) -> Iterator[None]:
     """Removes the done records of members; they come back where the new attempts are refused."""
     records = {member.done / f"{member.stage}.json": member.summary() for member in members}
     for path in records:
@@ -277,7 +277,7 @@ def retry(run: Run, chosen: Site | None, console: Console, wait: bool) -> int:
         # Done but for some fields, say, whose files may be whole by now.
         has_losses = bool((member.summary() or {}).get("lost"))
         if run_status.state in AGAIN or has_losses:
-            site = chosen or _raised(sites.saved_site(member.site), run_status.cause)
+            site = chosen or _with_raised_limits(sites.saved_site(member.site), run_status.cause)
             by_site.setdefault(site.model_dump_json(), []).append(member)
     if not by_site:
         overall = status.status_of(run)
@@ -302,7 +302,7 @@ def _final_element_last(run: Run, by_site: dict[str, list[Run]]) -> dict[str, li
     return {**by_site, final_site: [*members, final]}
 
 
-def _raised(site: Site, cause: str) -> Site:
+def _with_raised_limits(site: Site, cause: str) -> Site:
     """Returns the site with more of what was missing, up to what the partition gives."""
     if site.executor != "slurm" or cause not in ("out_of_memory", "timeout"):
         return site

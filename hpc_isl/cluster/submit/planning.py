@@ -191,7 +191,7 @@ def plan_lines(request: RunRequest, plan: Plan, run: Run) -> Iterator[str]:
 
     runs = [request.element(run, name) for name in request.elements or ()] or [run]
     jobs = tuple(Job.of(member, 0) for member in runs)  # with a number, because a new attempt makes a folder
-    batch = slurm.Batch(run, 0, jobs, last=request.final_element is not None)
+    batch = slurm.Batch(run, 0, jobs, has_final_job=request.final_element is not None)
     parts = slurm.parts(batch, request.site)
     parts_text = f", the first of {len(parts)}" if len(parts) > 1 else ""
     yield from ("", f"# sbatch{parts_text}", slurm.text(batch, request.site).rstrip())
@@ -297,14 +297,14 @@ def try_it(request: RunRequest, plans: Mapping[str, Plan], console: Console) -> 
         )
     largest = max(workloads, key=lambda name: sum(workloads[name].units.values()))
     console.log(f"trying {largest if request.elements else request.stage} for ten seconds …")
-    trial_phases = _tried(request, plans[largest], console)
+    trial_phases = _run_trial(request, plans[largest], console)
     times = [estimate(work, [("", trial_phases)], _processes(request)) for work in workloads.values()]
     if None in times:
         raise UserError("--time: the trial ended before every phase of the run was tried")
     return _message(request, [replace(time, sources=()) for time in times if time])
 
 
-def _tried(request: RunRequest, plan: Plan, console: Console) -> Timed:
+def _run_trial(request: RunRequest, plan: Plan, console: Console) -> Timed:
     """Returns the phases that a trial has timed."""
     with tempfile.TemporaryDirectory(prefix="hpc_isl-trial-") as folder:
         run = Run(Path(folder) / request.stage / "trial")

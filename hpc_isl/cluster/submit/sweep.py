@@ -100,17 +100,17 @@ class Extension:
     """The elements that a request adds to a sweep, or changes; the final element is not counted.
 
     Attributes:
-        new: names of elements that the sweep does not have.
-        changed: names of elements that it has, from other inputs than there are now.
+        new_names: names of elements that the sweep does not have.
+        changed_names: names of elements that it has, from other inputs than there are now.
         lines: what is different about these inputs.
     """
 
-    new: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
+    new_names: tuple[str, ...] = ()
+    changed_names: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.new or self.changed)
+        return bool(self.new_names or self.changed_names)
 
 
 def compare(run: Run, request: RunRequest, plans: Mapping[str, Plan]) -> Extension:
@@ -151,10 +151,10 @@ def refuse_changed(run: Run, request: RunRequest, extension: Extension, command:
     Raises:
         UserError: it was not; with what changed, how much of the sweep it changes, and what to type.
     """
-    if not extension.changed or request.update:
+    if not extension.changed_names or request.update:
         return
     final = f", and {request.final_element!r}" if request.final_element else ""
-    share = f"{len(extension.changed)} of {_count(request)} elements{final}"
+    share = f"{len(extension.changed_names)} of {_count(request)} elements{final}"
     lines = [
         f"{run.stage} {run.name!r} exists, from other inputs:",
         *extension.lines[:8],
@@ -168,7 +168,7 @@ def refuse_changed(run: Run, request: RunRequest, extension: Extension, command:
 
 def extension_message(run: Run, request: RunRequest, extension: Extension) -> str:
     """Returns `sweep 'nuc' is extended: 6 of 18 elements are new; then 'final' once more`."""
-    count, new_count, changed_count = _count(request), len(extension.new), len(extension.changed)
+    count, new_count, changed_count = _count(request), len(extension.new_names), len(extension.changed_names)
     parts = [f"{new_count} of {count} elements are new"] if new_count else []
     parts += [f"{changed_count} of {count} are computed once more"] if changed_count else []
     final_text = f"; then {request.final_element!r} once more" if request.final_element else ""
@@ -188,15 +188,20 @@ def extend(
     """Makes the new elements, those that changed, and the final one, whose recipe names all of them."""
     share_with_group(request.site.group)
     content = provenance.record(request.recipe, list(argv))
-    remade_names = [*extension.changed, *([request.final_element] if request.final_element else [])]
-    elements = [request.element(run, name) for name in extension.new]
+    remade_names = [*extension.changed_names, *([request.final_element] if request.final_element else [])]
+    elements = [request.element(run, name) for name in extension.new_names]
     for element in [*elements, *(Run(run.folder / UNSEEN / name) for name in remade_names)]:
         shutil.rmtree(element.folder, ignore_errors=True)  # of an extension that was ended
         deferred = element.name == request.final_element
         folders.make_element(element, request, plans[element.name], content, deferred)
     record = read_json(run.record) or {}
     origin = {key: content[key] for key in ("argv", "user", "host", "commit", "diff", "code")}
-    entry = {"time": now(), "elements": list(extension.new), "updated": list(extension.changed), **origin}
+    entry = {
+        "time": now(),
+        "elements": list(extension.new_names),
+        "updated": list(extension.changed_names),
+        **origin,
+    }
     journal = {
         "elements": request.elements_content(plans),
         "replaced": [f"{request.stage}/{name}" for name in remade_names],

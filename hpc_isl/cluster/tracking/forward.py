@@ -48,9 +48,9 @@ def forwarding(run: Run, run_site: Site) -> Iterator[None]:
 
 def follow(run: Run) -> None:
     """Forwards every few seconds until the run has ended; imports MLflow once there is a metric."""
-    while _continues(run) and not _measured(run):
+    while _continues(run) and not _runs_with_metrics(run):
         time.sleep(1)
-    if not _measured(run):
+    if not _runs_with_metrics(run):
         return
     from hpc_isl.cluster.tracking.mlflow_run import sync
 
@@ -59,7 +59,7 @@ def follow(run: Run) -> None:
         continues = _continues(run)
         # The array of an element is forwarded at the element's end alone: many elements ask after it.
         arrays = [run] if run.elements() else [run.array] if run.array and not continues else []
-        for member in [*_measured(run), *arrays]:
+        for member in [*_runs_with_metrics(run), *arrays]:
             try:
                 print(sync(member, 0 if continues else WAIT_S), flush=True)
             except Exception as error:  # whatever it is, the next pass or a later `sync` makes up for it
@@ -69,7 +69,7 @@ def follow(run: Run) -> None:
             time.sleep(1)
 
 
-def _measured(run: Run) -> list[Run]:
+def _runs_with_metrics(run: Run) -> list[Run]:
     """Returns the run, or the elements of an array, that have metrics to forward."""
     return [member for member in run.elements() or [run] if member.metrics.exists()]
 

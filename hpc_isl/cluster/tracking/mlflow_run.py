@@ -70,7 +70,7 @@ def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
             forward = _Forward(run, uri)
         except RunDeleted as deleted:
             return f"{run.label}: {deleted}"
-        if nothing_new and not forward.made:
+        if nothing_new and not forward.is_new:
             return f"{run.label}: nothing new for {uri}"
         return f"{run.label}: {forward.all()} to {uri}"
 
@@ -125,18 +125,18 @@ class _Forward:
         self.run, self.uri, self.mlflow = run, uri, _mlflow()
         self.client = client(self.mlflow, uri, run.root)
         self.record = read_json(run.record) or {}
-        self.kept = read_json(run.folder / "tracking.json") or {}
-        self.made = self.kept.get("uri") != uri or not self._known()
-        if self.made:
-            self.kept = {"uri": uri, "run_id": self._find_or_make(), "offset": 0, "last": {}, "files": {}}
-            self._keep()
+        self.tracking = read_json(run.folder / "tracking.json") or {}
+        self.is_new = self.tracking.get("uri") != uri or not self._is_known()
+        if self.is_new:
+            self.tracking = {"uri": uri, "run_id": self._find_or_make(), "offset": 0, "last": {}, "files": {}}
+            self._save_tracking()
 
     def all(self) -> str:
         """Forwards description, metrics, files, the model and the state; returns what was sent."""
-        if self.run.recipe in changed(self.run, self.kept["files"]):
+        if self.run.recipe in changed(self.run, self.tracking["files"]):
             self._describe()
         if self.run.array:
-            self._under(self.run.array)
+            self._set_parent(self.run.array)
         run_status = status.status_of(self.run)
         ending = _ending(self.run, run_status)
         steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
@@ -145,15 +145,15 @@ class _Forward:
         self._state(run_status, ending)
         return f"{steps} metric values, {files} files" + (", the model" if modelled else "")
 
-    def _keep(self) -> None:
-        write_atomic(self.run.folder / "tracking.json", json.dumps(self.kept, indent=1))
+    def _save_tracking(self) -> None:
+        write_atomic(self.run.folder / "tracking.json", json.dumps(self.tracking, indent=1))
 
     # ------------------------------------------------------------ the MLflow run
 
-    def _known(self) -> bool:
+    def _is_known(self) -> bool:
         """Returns whether MLflow has the run that the folder names; not where its database was replaced."""
         try:
-            existing = self.client.get_run(self.kept["run_id"])
+            existing = self.client.get_run(self.tracking["run_id"])
         except self.mlflow.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -197,14 +197,14 @@ class _Forward:
     def _describe(self) -> None:
         """Sends parameters, tags and data sets."""
         entities = self.mlflow.entities
-        values = {_plain(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
+        values = {_mlflow_key(key): value for key, value in flatten(read_yaml(self.run.recipe)).items()}
         # A parameter never changes in MLflow; a wider sweep has more.
-        existing = self.client.get_run(self.kept["run_id"]).data.params
+        existing = self.client.get_run(self.tracking["run_id"]).data.params
         params = [
             entities.Param(key, str(value)[:VALUE]) for key, value in values.items() if key not in existing
         ]
         for start in range(0, len(params), PARAMS):
-            self.client.log_batch(self.kept["run_id"], params=params[start : start + PARAMS])
+            self.client.log_batch(self.tracking["run_id"], params=params[start : start + PARAMS])
         tags = {
             "hpc_isl.stage": self.run.stage, "hpc_isl.folder": str(self.run.folder),
             "hpc_isl.digest": self.record.get("digest"),
@@ -217,15 +217,15 @@ class _Forward:
         self._tag({name: value for name, value in tags.items() if value})
         self._data_sets(self.record.get("inputs", {}))
 
-    def _under(self, array: Run) -> None:
+    def _set_parent(self, array: Run) -> None:
         """Makes the run a child of its array's, which the first element to come makes."""
         array_tracking = read_json(array.folder / "tracking.json") or {}
         if array_tracking.get("uri") != self.uri:
             array_tracking = self._parent(array)
-        if self.kept.get("parent") != array_tracking["run_id"]:
+        if self.tracking.get("parent") != array_tracking["run_id"]:
             self._tag({"mlflow.parentRunId": array_tracking["run_id"]})
-            self.kept["parent"] = array_tracking["run_id"]
-            self._keep()
+            self.tracking["parent"] = array_tracking["run_id"]
+            self._save_tracking()
 
     def _parent(self, array: Run) -> dict[str, Any]:
         with only_writer(array.folder / ".tracking.lock", wait_s=PARENT_S) as has_lock:
@@ -233,11 +233,11 @@ class _Forward:
                 raise Unreachable(f"{array.label} is being forwarded by another process just now")
             parent = _Forward(array, self.uri)
             parent.all()
-            return parent.kept
+            return parent.tracking
 
     def _tag(self, values: Mapping[str, object]) -> None:
         tags = [self.mlflow.entities.RunTag(name, str(value)) for name, value in values.items()]
-        self.client.log_batch(self.kept["run_id"], tags=tags)
+        self.client.log_batch(self.tracking["run_id"], tags=tags)
 
     def _data_sets(self, inputs: Mapping[str, str]) -> None:
         entities = self.mlflow.entities
@@ -252,22 +252,22 @@ class _Forward:
             for name, digest in inputs.items()
         ]  # fmt: skip
         if data_sets:
-            self.client.log_inputs(self.kept["run_id"], data_sets)
+            self.client.log_inputs(self.tracking["run_id"], data_sets)
 
     # ------------------------------------------------------------ what grows
 
     def _metrics(self) -> int:
         """Sends new lines of metrics.jsonl, without (key, step) pairs that an earlier attempt reached."""
-        sent, batch, end = 0, [], self.kept["offset"]
+        sent, batch, end = 0, [], self.tracking["offset"]
         for line, end in self._new_lines():
-            batch += self._fresh(line)
+            batch += self._new_metrics(line)
             if len(batch) >= 500:
                 sent += self._send(batch, end)
                 batch = []
         return sent + self._send(batch, end)
 
-    def _fresh(self, line: dict[str, Any]) -> list[Any]:
-        last_steps, metric = self.kept["last"], self.mlflow.entities.Metric
+    def _new_metrics(self, line: dict[str, Any]) -> list[Any]:
+        last_steps, metric = self.tracking["last"], self.mlflow.entities.Metric
         new_values = {
             key: value for key, value in line["values"].items() if line["step"] > last_steps.get(key, -1)
         }
@@ -275,12 +275,12 @@ class _Forward:
             return []
         last_steps |= dict.fromkeys(new_values, line["step"])
         time_ms = int(datetime.fromisoformat(line["time"]).timestamp() * 1000)
-        return [metric(_plain(key), value, time_ms, line["step"]) for key, value in new_values.items()]
+        return [metric(_mlflow_key(key), value, time_ms, line["step"]) for key, value in new_values.items()]
 
     def _new_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Yields complete lines since the last pass, and where each ends; one torn by a kill is skipped."""
         with suppress(FileNotFoundError), self.run.metrics.open("rb") as stream:
-            stream.seek(self.kept["offset"])
+            stream.seek(self.tracking["offset"])
             for raw in stream:
                 if not raw.endswith(b"\n"):
                     return
@@ -292,40 +292,40 @@ class _Forward:
     def _send(self, batch: list[Any], offset: int) -> int:
         """Sends metrics; what is sent twice, after a kill before the offset was kept, MLflow itself drops."""
         for start in range(0, len(batch), METRICS):
-            self.client.log_batch(self.kept["run_id"], metrics=batch[start : start + METRICS])
-        self.kept["offset"] = offset
-        self._keep()
+            self.client.log_batch(self.tracking["run_id"], metrics=batch[start : start + METRICS])
+        self.tracking["offset"] = offset
+        self._save_tracking()
         return len(batch)
 
     def _summary(self, ended_ms: int) -> int:
         """Sends the scores of an ended sweep by arm and N, once; its report is then among the files."""
         results = results_of(self.run)
-        if results is None or results == self.kept.get("results"):
+        if results is None or results == self.tracking.get("results"):
             return 0
         try:
-            summary = summarise(self.run, again="results" in self.kept)
+            summary = summarise(self.run, again="results" in self.tracking)
         except UserError as mistake:  # no element has scores
             summary = Summary({}, str(mistake))
         self._tag({"mlflow.note.content": summary.note})
         metric = self.mlflow.entities.Metric
-        batch = [metric(_plain(name), value, ended_ms, boxes) for name, curve in summary.curves.items()
+        batch = [metric(_mlflow_key(name), value, ended_ms, boxes) for name, curve in summary.curves.items()
                  for boxes, value in curve.items() if math.isfinite(value)]  # fmt: skip
-        self.kept["results"] = results
-        return self._send(batch, self.kept["offset"])
+        self.tracking["results"] = results
+        return self._send(batch, self.tracking["offset"])
 
     def _send_files(self) -> int:
-        new_files = changed(self.run, self.kept["files"])
+        new_files = changed(self.run, self.tracking["files"])
         for path in new_files:
             name = path.relative_to(self.run.folder)
             stamp, folder = file_stamp(path), None if name.parent == Path() else str(name.parent)
-            self.client.log_artifact(self.kept["run_id"], str(path), folder)
-            self.kept["files"][str(name)] = stamp
-        self._keep()
+            self.client.log_artifact(self.tracking["run_id"], str(path), folder)
+            self.tracking["files"][str(name)] = stamp
+        self._save_tracking()
         return len(new_files)
 
     def _model(self) -> bool:
         """Logs the model; of an array that ends with one model of all, only that: it has a hundred others."""
-        if self.kept.get("model") or not self.run.model.is_dir():
+        if self.tracking.get("model") or not self.run.model.is_dir():
             return False
         if self.run.array and folders.final_element(self.run.array) not in (None, self.run):
             return False
@@ -333,21 +333,21 @@ class _Forward:
             return False  # another program, whose environment MLflow cannot serve
         self.mlflow.set_tracking_uri(self.uri)
         packages = self.record.get("packages", {})
-        self.kept["model"] = log_model(self.mlflow, self.run, self.kept["run_id"], packages)
-        self._keep()
+        self.tracking["model"] = log_model(self.mlflow, self.run, self.tracking["run_id"], packages)
+        self._save_tracking()
         return True
 
     def _state(self, run_status: status.RunStatus, ending: list[Any] | None) -> None:
         self._tag({"hpc_isl.state": run_status.state, "hpc_isl.attempts": len(self.run.attempt_numbers())})
         kind = KINDS.get(run_status.state, "KILLED")
         if ending is None:
-            self.client.update_run(self.kept["run_id"], status=kind)
+            self.client.update_run(self.tracking["run_id"], status=kind)
         else:
-            self.client.set_terminated(self.kept["run_id"], kind, end_time=ending[-1])
-        self.kept["ended"] = ending
-        self._keep()
+            self.client.set_terminated(self.tracking["run_id"], kind, end_time=ending[-1])
+        self.tracking["ended"] = ending
+        self._save_tracking()
 
 
-def _plain(key: str) -> str:
+def _mlflow_key(key: str) -> str:
     """Returns the key in the characters that MLflow allows."""
     return re.sub(r"[^\w\-./: ]", "_", key)

@@ -107,7 +107,7 @@ def _await(server: subprocess.Popen[bytes], port: int, log_file: Path, log: Call
         UserError: it has ended, or gives no answer for `START_S`; the reason stands in its log too.
     """
     start = logged = time.monotonic()
-    while (problem := _missing(port)) and server.poll() is None and time.monotonic() - start < START_S:
+    while (problem := _server_problem(port)) and server.poll() is None and time.monotonic() - start < START_S:
         if time.monotonic() - logged > LOG_S:
             logged = time.monotonic()
             log(f"MLflow does not answer yet after {logged - start:.0f} s ({problem}); its log is {log_file}")
@@ -122,7 +122,7 @@ def _await(server: subprocess.Popen[bytes], port: int, log_file: Path, log: Call
     raise UserError(f"MLflow did not start on port {port}: {reason}. Its log, {log_file}, ends:\n{tail}")
 
 
-def _missing(port: int) -> str:
+def _server_problem(port: int) -> str:
     """Returns why the server does not answer; empty: it does. Does not use a proxy that the user has set."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -98,12 +98,12 @@ class AnnotatedCrops:
         targets = _targets(maps, annotation.box, window)
         # Sources are padded by reflection; what is reflected counts as unknown, 0 in all targets.
         missing = [max(size - length, 0) for length in targets.shape[-2:]]
-        targets = self._resized(np.pad(targets, [(0, 0), *((m // 2, m - m // 2) for m in missing)]))
+        targets = self._resize(np.pad(targets, [(0, 0), *((m // 2, m - m // 2) for m in missing)]))
         if self.augment.flip:
             sources, targets = turn(sources, targets, rng)
         return shade(sources, self.augment, rng), targets
 
-    def _resized(self, targets: Pixels) -> Pixels:
+    def _resize(self, targets: Pixels) -> Pixels:
         """Takes all but distances from the nearest pixel; interpolates these, 0 outside of the mask."""
         size = targets.shape[-1]
         if size == self.edge:

@@ -38,7 +38,7 @@ def turn(sources: Pixels, targets: Pixels, rng: np.random.Generator) -> tuple[Pi
 def shade(sources: Pixels, recipe: AugmentRecipe, rng: np.random.Generator) -> Pixels:
     """Returns (c, y, x) with blur, contrast, brightness and noise, in this order, drawn for each plane."""
 
-    def drawn(low: float, high: float) -> Pixels:
+    def uniform(low: float, high: float) -> Pixels:
         return rng.uniform(low, high, (len(sources), 1, 1)).astype(np.float32)
 
     if recipe.blur:
@@ -50,10 +50,10 @@ def shade(sources: Pixels, recipe: AugmentRecipe, rng: np.random.Generator) -> P
             [ndimage.gaussian_filter(plane, sigma) for plane, sigma in zip(sources, sigmas, strict=True)]
         )
     if recipe.contrast:
-        sources = sources * drawn(1 - recipe.contrast, 1 + recipe.contrast)
+        sources = sources * uniform(1 - recipe.contrast, 1 + recipe.contrast)
     if recipe.brightness:
-        sources = sources + drawn(-recipe.brightness, recipe.brightness)
+        sources = sources + uniform(-recipe.brightness, recipe.brightness)
     if recipe.noise:
-        sds = drawn(0, recipe.noise)
+        sds = uniform(0, recipe.noise)
         sources = sources + sds * rng.standard_normal(sources.shape, np.float32)
     return sources

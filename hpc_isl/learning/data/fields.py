@@ -75,9 +75,9 @@ def field_view(view: View, index: Index, key: FieldKey, time: int = 0) -> FieldV
     for role in view.sources:
         plane, facts = _plane(view, index, key, time, role)
         plane = replace(plane, local_px=rule.local_px, kind=rule.source)
-        source_planes.append(replace(plane, numbers=_from_index(plane, facts)))
+        source_planes.append(replace(plane, numbers=_numbers_in_index(plane, facts)))
     sources, targets = tuple(source_planes), None
-    if all(_has(index, key, role) for role in view.targets):
+    if all(_has_plane(index, key, role) for role in view.targets):
         scaling: dict[str, Any] = {"kind": rule.target, "low": rule.low, "high": rule.high, "clip": rule.clip}
         # A field without its stain can still be predicted.
         with suppress(NotImagedError):
@@ -100,7 +100,7 @@ def training_view(view: View, index: Index, key: FieldKey, time: int = 0) -> Fie
     field = field_view(view, index, key, time)
     if field.targets is None:
         for role in view.targets:
-            if _has(index, key, role):  # raises what `field_view` has passed over
+            if _has_plane(index, key, role):  # raises what `field_view` has passed over
                 _plane(view, index, key, time, role)
         names = ", ".join(repr(role.channel) for role in view.targets)
         text = f"{index.plate.name} {key}: has no plane of a target, {names}"
@@ -145,7 +145,7 @@ def fields_of(view: View, index: Index, split: Split, part: str) -> tuple[FieldK
 def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
     """Returns the times of a field at which all sources of a view were imaged."""
 
-    def imaged(role: Role, time: int) -> bool:
+    def is_imaged(role: Role, time: int) -> bool:
         at = image_key(key, role)
         if at not in index.statistics or time >= index.field(at).shape[0] or not index.shift(key, at):
             return False
@@ -153,7 +153,7 @@ def imaged_times(view: View, index: Index, key: FieldKey) -> list[int]:
         return role.plane in planes if isinstance(role.plane, int) else len(planes) > 0
 
     times = range(index.field(key).shape[0])
-    return [time for time in times if all(imaged(role, time) for role in view.sources)]
+    return [time for time in times if all(is_imaged(role, time) for role in view.sources)]
 
 
 def seen_as(view: View, index: Index, key: FieldKey) -> Hashable:
@@ -205,7 +205,7 @@ def level_on(view: View, index: Index, key: FieldKey) -> int:
     )
 
 
-def _has(index: Index, key: FieldKey, role: Role) -> bool:
+def _has_plane(index: Index, key: FieldKey, role: Role) -> bool:
     names = [channel.name for channel in index.plate.channels]
     at = image_key(key, role)
     if role.channel not in names or at not in index.statistics:
@@ -266,7 +266,7 @@ def heights(field: Field, channel: str) -> dict[int, float]:
     return dict(zip(planes, heights, strict=True)) if len(heights) == len(planes) else {}
 
 
-def _from_index(plane: Plane, facts: PlaneStatistics) -> Numbers | None:
+def _numbers_in_index(plane: Plane, facts: PlaneStatistics) -> Numbers | None:
     """Returns the numbers that need no pixel: constants, or the index's for a plane without corrections."""
     if plane.kind in ("none", "max16"):
         return numbers(plane.kind, np.zeros(1), 0, 0)

@@ -33,14 +33,14 @@ def choose_planes(
     """
     if spec in REDUCE:
         return tuple(sorted(focus))
-    plane = spec if isinstance(spec, int) else _from_focus(spec, focus, z_um, plane_um)
+    plane = spec if isinstance(spec, int) else _plane_by_focus(spec, focus, z_um, plane_um)
     if plane not in focus:
         request = f"plane {spec}" if spec == plane else f"plane {spec} would be plane {plane}"
         raise UserError(f"{request}; there are the planes {', '.join(map(str, sorted(focus)))}")
     return (plane,)
 
 
-def _from_focus(
+def _plane_by_focus(
     spec: str, focus: Mapping[int, float], z_um: Mapping[int, float], plane_um: float | None
 ) -> int:
     # The first of equally sharp planes, so that the choice repeats.

@@ -159,7 +159,7 @@ def _place(
             return box, {plane.place: stored}
     small = smallest(plane)
     scale = plane.shape[0] / small.shape[0], plane.shape[1] / small.shape[1]
-    valid_box = common(small.whole, _scaled(field.valid, scale))
+    valid_box = common(small.whole, _scale_box(field.valid, scale))
     pixels = np.full(small.shape, -np.inf, np.float32)  # what has no partner is no foreground
     pixels[valid_box] = counts(small, valid_box)
     bright = np.argwhere(pixels > field.threshold)
@@ -173,7 +173,7 @@ def _place(
     ), {}
 
 
-def _scaled(box: Box, scale: tuple[float, float]) -> Box:
+def _scale_box(box: Box, scale: tuple[float, float]) -> Box:
     """Returns a box on a coarser level, whose pixels are so many times as large."""
     y, x = (
         slice(int(side.start / step), ceil(side.stop / step)) for side, step in zip(box, scale, strict=True)
@@ -204,7 +204,7 @@ def crops_of(
     fields, lacking = _training_fields(view, indices, split)
     kept_fields, dropped = fields, list[FieldView]()
     if view.foreground is not None:
-        kept_fields, dropped = _with_foreground(view.foreground, indices, fields, train.crop)
+        kept_fields, dropped = _split_by_foreground(view.foreground, indices, fields, train.crop)
     messages = list(_messages(fields, lacking, kept_fields, dropped, train.crop, view.foreground))
     if control == "permuted":
         kept_fields, control_messages = permuted(kept_fields, train.seed)
@@ -240,7 +240,7 @@ def _training_fields(
     return complete, lacking
 
 
-def _with_foreground(
+def _split_by_foreground(
     foreground: Foreground, indices: Sequence[Index], fields: Sequence[FieldView], edge: int
 ) -> tuple[list[FieldView], list[FieldView]]:
     """Returns fields in which some crop can hold the wanted foreground, and those in which none can."""
@@ -278,13 +278,13 @@ def _messages(
 ) -> Iterator[str]:
     """Yields what the user should know of the fields left out, and of the small ones."""
 
-    def listed(names: Sequence[str]) -> str:
+    def names_text(names: Sequence[str]) -> str:
         return ", ".join(names[:LISTED]) + (", …" * (len(names) > LISTED))
 
     if lacking:
         kinds = Counter(error.kind for _, error in lacking)
         kind_counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        names = listed(list(dict.fromkeys(name for name, _ in lacking)))
+        names = names_text(list(dict.fromkeys(name for name, _ in lacking)))
         total = len(fields) + len(lacking)
         yield f"{len(lacking)} of {many(total, 'training field')} left out: {kind_counts} ({names})"
     small = [field for field in kept_fields if min(side.stop - side.start for side in field.valid) < edge]
@@ -294,7 +294,7 @@ def _messages(
             "reflected to fit"
         )
     if dropped and foreground:
-        names = listed([f"{field.plate} {field.key}" for field in dropped])
+        names = names_text([f"{field.plate} {field.key}" for field in dropped])
         yield (
             f"{len(dropped)} of {many(len(kept_fields) + len(dropped), 'training field')} left out: no "
             f"crop has {_foreground_text(foreground)}: {names}"

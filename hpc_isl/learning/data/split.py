@@ -67,7 +67,7 @@ def draw(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two plates are called {name!r}; a split could not tell them apart")
-    split = read(recipe.file) if recipe.file else _drawn(indices, recipe)
+    split = read(recipe.file) if recipe.file else _draw_split(indices, recipe)
     _check(split, indices, recipe)
     return split
 
@@ -134,17 +134,17 @@ def _check(split: Split, indices: Sequence[Index], recipe: SplitRecipe) -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def _drawn(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
+def _draw_split(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
     fields = {(i.plate.name, f.key.well, f.key.name) for i in indices for f in i.plate.fields}
     # Sorted, so that the draw does not depend on the order of fields on disk.
     places = sorted(fields, key=lambda place: (place[0], FieldKey(place[1], place[2]).place))
     unit_of = {place: place[: 2 if recipe.by == "well" else 3] for place in places}
     units = list(dict.fromkeys(unit_of.values()))
     maps = {index.plate.name: index.plate_map for index in indices}
-    parts = dict.fromkeys(_held_out(maps, units, recipe.hold_out), "test")
+    parts = dict.fromkeys(_held_out_units(maps, units, recipe.hold_out), "test")
     named_wells = {"test": recipe.test_wells, "validation": recipe.validation_wells}
     for part, names in named_wells.items():
-        for unit in _named(units, names or [], f"split.{part}_wells"):
+        for unit in _units_named(units, names or [], f"split.{part}_wells"):
             if parts.setdefault(unit, part) != part:
                 raise UserError(
                     f"split.{part}_wells: {'/'.join(unit[1:])} is already held out for {parts[unit]}"
@@ -167,7 +167,7 @@ def _drawn(indices: Sequence[Index], recipe: SplitRecipe) -> Split:
     return Split({place: parts.get(unit, "train") for place, unit in unit_of.items()})
 
 
-def _held_out(maps: Maps, units: Sequence[Unit], hold_out: Mapping[str, list[str]]) -> list[Unit]:
+def _held_out_units(maps: Maps, units: Sequence[Unit], hold_out: Mapping[str, list[str]]) -> list[Unit]:
     held_out: list[Unit] = []
     for column, values in hold_out.items():
         value_of = {unit: _value(maps, unit, column, "split.hold_out") for unit in units}
@@ -191,7 +191,7 @@ def _value(maps: Maps, unit: Unit, column: str, key: str) -> str:
     return maps[unit[0]].get(unit[1], {}).get(column, "")
 
 
-def _named(units: Sequence[Unit], names: Sequence[str], key: str) -> list[Unit]:
+def _units_named(units: Sequence[Unit], names: Sequence[str], key: str) -> list[Unit]:
     """Returns the units of any plate with these names, written B03 (or b3) or B03/1."""
     units_by_name: dict[tuple[object, ...], list[Unit]] = {}
     for unit in units:

@@ -31,7 +31,7 @@ def predict_images(predictor: Predictor, contract: Contract, images: NDArray[Any
 
 def _prediction(predictor: Predictor, contract: Contract, image: Pixels) -> Pixels:
     prediction = predictor(
-        np.stack([_normalised(contract, number, plane) for number, plane in enumerate(image)])
+        np.stack([_normalise(contract, number, plane) for number, plane in enumerate(image)])
     )
     if contract.task:  # distances and logits, which are no counts
         return prediction
@@ -40,7 +40,7 @@ def _prediction(predictor: Predictor, contract: Contract, image: Pixels) -> Pixe
     return prediction * scale + offset
 
 
-def _normalised(contract: Contract, number: int, plane: Pixels) -> Pixels:
+def _normalise(contract: Contract, number: int, plane: Pixels) -> Pixels:
     """Returns one source as the network saw it in training, by the statistics of the array."""
     view = contract.view
     role, rule = view.sources[number], view.normalize

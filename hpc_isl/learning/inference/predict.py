@@ -118,7 +118,7 @@ class Predictor:
             for tile, prediction in zip(group, predictions, strict=False):  # a filled-up batch has more
                 for rows, pixels in blend.add(tile, prediction):
                     write(rows, pixels)
-        for rows, pixels in blend.rest():
+        for rows, pixels in blend.last_rows():
             write(rows, pixels)
 
     def tiling_warning(self, shape: tuple[int, int]) -> str:
@@ -225,7 +225,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def padded(read: Read, box: tuple[slice, ...], shape: tuple[int, int]) -> Pixels:
     """Returns a box (c, y, x) of an image that is continued by reflection below and to the right."""
-    rows, columns = (_reflected(side, length) for side, length in zip(box, shape, strict=True))
+    rows, columns = (_reflected_indices(side, length) for side, length in zip(box, shape, strict=True))
     first, left = rows.min(), columns.min()
     pixels = read((slice(int(first), int(rows.max()) + 1), slice(int(left), int(columns.max()) + 1)))
     # Only tiles at the end of the image are continued; all others are returned as they were read.
@@ -236,7 +236,7 @@ def padded(read: Read, box: tuple[slice, ...], shape: tuple[int, int]) -> Pixels
     return pixels
 
 
-def _reflected(side: slice, length: int) -> NDArray[np.int64]:
+def _reflected_indices(side: slice, length: int) -> NDArray[np.int64]:
     """Returns the indices along an axis, those beyond its end mirrored at the last pixel."""
     places = np.arange(side.start, side.stop)
     period = max(2 * (length - 1), 1)
@@ -316,7 +316,7 @@ class Blend:
         part = prediction[:, *inner] * np.multiply.outer(down, across)
         total[:, y.start - self._top : y.stop - self._top, x] += part
 
-    def rest(self) -> Iterator[Rows]:
+    def last_rows(self) -> Iterator[Rows]:
         """Yields the last rows, after all tiles."""
         yield from self._until(self._shape[0])
 

@@ -83,12 +83,12 @@ def freeze_batchnorm(network: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and not getattr(module, "frozen", False):
             kind: Any = type(module)
             # The class changes, not the module: `train()` of the whole network must not unfreeze it.
-            module.__class__ = _frozen(kind)
+            module.__class__ = _frozen_class(kind)
             module.train()
 
 
 @cache
-def _frozen(kind: Any) -> Any:
+def _frozen_class(kind: Any) -> Any:
     """Returns a subclass of a layer's class that stays in evaluation mode, whatever its `forward` does."""
 
     class Frozen(kind):  # type: ignore[misc]

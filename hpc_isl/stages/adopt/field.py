@@ -12,7 +12,7 @@ import numpy as np
 from hpc_isl.errors import UserError
 from hpc_isl.plates import adopted, metadata, nodes
 from hpc_isl.plates.adopted import PixelSource
-from hpc_isl.plates.plate import Field, FieldKey, PlaneIndex, Plate
+from hpc_isl.plates.plate import Field, FieldKey, Plate
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import image_path, write_adopted_field
 
@@ -24,7 +24,7 @@ class AdoptTask:
     Attributes:
         home: folder that gets index and labels.
         other: the plate that holds the pixels.
-        described: digest of what the other plate says of the field.
+        description_digest: digest of what the other plate says of the field.
     """
 
     home: Path
@@ -32,7 +32,7 @@ class AdoptTask:
     plate: Plate
     field: Field
     source: PixelSource
-    described: str
+    description_digest: str
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class AdoptOutcome:
     """The result for one field.
 
     Attributes:
-        kept: it was measured before, and its files have not changed since.
+        is_kept: it was measured before, and its files have not changed since.
         problem: why it cannot be measured; empty: it is.
     """
 
     key: FieldKey
-    kept: bool = False
+    is_kept: bool = False
     problem: str = ""
 
 
@@ -58,11 +58,14 @@ def adopt_field(task: AdoptTask) -> AdoptOutcome:
     key, image = task.field.key, image_path(task.home, task.plate, task.field.key)
     try:
         source = with_files(task.other, task.source)
-        inputs = _inputs(task, source)
-        if _recorded(image) == inputs:
-            return AdoptOutcome(key, kept=True)
+        text = json.dumps([task.description_digest, source.facts()], sort_keys=True)
+        inputs = hashlib.sha256(text.encode()).hexdigest()[:32]
+        if _recorded_digest(image) == inputs:
+            return AdoptOutcome(key, is_kept=True)
         pixels = np.asarray(source.array(task.other, 0).read().result())
-        statistics = measure(pixels, _places(task))
+        channels = task.source.channels  # None: the image lacks it
+        planes = [place for place in np.ndindex(*task.field.shape[:3]) if channels[place[1]] is not None]
+        statistics = measure(pixels, planes)
         if with_files(task.other, task.source) != source:
             raise UserError("its files changed while they were read: is another program still writing them?")
     except (ValueError, OSError) as error:  # tensorstore's errors are ValueErrors, as a UserError is
@@ -83,21 +86,10 @@ def describe_field(plate: Plate, field: Field) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _inputs(task: AdoptTask, source: PixelSource) -> str:
-    text = json.dumps([task.described, source.facts()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _recorded(image: Path) -> str | None:
+def _recorded_digest(image: Path) -> str | None:
     """Returns the digest of what was measured before; None: nothing was."""
     try:
         facts = metadata.read_group(image)["hpc_isl"]
         return str(facts["inputs"]) if adopted.KEY in facts else None
     except (UserError, KeyError, TypeError):
         return None
-
-
-def _places(task: AdoptTask) -> list[PlaneIndex]:
-    """Returns the planes that the image has: those of the channels that it does not lack."""
-    channels = task.source.channels
-    return [place for place in np.ndindex(*task.field.shape[:3]) if channels[place[1]] is not None]

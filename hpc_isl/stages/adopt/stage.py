@@ -67,14 +67,14 @@ def plan(recipe: AdoptRecipe) -> Plan:
         UserError: no plate, one that cannot be read, or damaged images that may not be skipped.
     """
     recipe = _absolute(recipe)
-    adoption = _prepared(recipe)
+    adoption = _prepare(recipe)
     _refuse(recipe, adoption.other.problems, len(adoption.other.plate.fields))
     if why := unwritable(adoption.home):
         raise UserError(f"index: {why}; choose another folder with index=")
     digest = adopted.metadata_digest(adoption.other.path)
     return Plan(
         recipe=recipe,
-        messages=tuple(_described(adoption)),
+        messages=tuple(_description(adoption)),
         inputs={"plate": digest[:16]},
         makes=(adoption.home,),
     )
@@ -92,7 +92,7 @@ def adopt(recipe: AdoptRecipe, attempt: Attempt) -> None:
     """
     if attempt.rank:
         return
-    adoption = _prepared(_absolute(recipe))  # again, because the plate may have changed since it was planned
+    adoption = _prepare(_absolute(recipe))  # again, because the plate may have changed since it was planned
     problems, fields = list(adoption.other.problems), adoption.other.plate.fields
     _refuse(recipe, problems, len(fields))
     begun, home = time.monotonic(), adoption.home
@@ -102,7 +102,7 @@ def adopt(recipe: AdoptRecipe, attempt: Attempt) -> None:
         kept = done = 0
         outcomes = in_parallel(adopt_field, _tasks(adoption), attempt.cpus, attempt.stopping)
         for done, outcome in enumerate(outcomes, start=1):
-            kept += outcome.kept
+            kept += outcome.is_kept
             if outcome.problem:
                 problems.append(Problem(outcome.key, outcome.problem))
                 attempt.log(f"{outcome.key}: {outcome.problem}")
@@ -156,7 +156,7 @@ def _absolute(recipe: AdoptRecipe) -> AdoptRecipe:
     )
 
 
-def _prepared(recipe: AdoptRecipe) -> Adoption:
+def _prepare(recipe: AdoptRecipe) -> Adoption:
     """Reads the other plate's metadata, and those of its index if there is one."""
     facts = (
         metadata.read_group(recipe.plate).get("hpc_isl") if (recipe.plate / "zarr.json").is_file() else None
@@ -169,9 +169,9 @@ def _prepared(recipe: AdoptRecipe) -> Adoption:
     other = ome_zarr.read(recipe.plate, recipe.transmitted, recipe.wells)
     home = recipe.index or beside(recipe.plate)
     plate = other.plate
-    index_facts = _kept(home, other) if home.exists() else {}
+    index_facts = _index_facts(home, other) if home.exists() else {}
     if index_facts.get(metadata_changes.KEY):
-        plate = _corrected(plate, index_facts, home, recipe.transmitted is None)
+        plate = _with_corrections(plate, index_facts, home, recipe.transmitted is None)
     plate_map: PlateMap = index_facts.get("plate_map", {})
     if recipe.plate_map:
         plate_map = read_plate_map(recipe.plate_map, len(plate.rows), len(plate.columns), {})
@@ -196,7 +196,7 @@ def _refuse_inside(other: OtherPlate) -> None:
         raise UserError(f"labels: inside: {other.path}: {reason}; labels=beside leaves the plate as it is")
 
 
-def _corrected(plate: Plate, index_facts: dict[str, Any], home: Path, by_name: bool) -> Plate:
+def _with_corrections(plate: Plate, index_facts: dict[str, Any], home: Path, by_name: bool) -> Plate:
     """Returns the plate with the metadata that `set` has corrected since it was adopted.
 
     Args:
@@ -208,10 +208,10 @@ def _corrected(plate: Plate, index_facts: dict[str, Any], home: Path, by_name: b
     corrected_plate = metadata.plate_from(index_facts["plate"], ())
     former_plate = former(corrected_plate, metadata_changes.of_facts(index_facts)[0])
 
-    def said(plate: Plate) -> tuple[object, ...]:
+    def size_and_kinds(plate: Plate) -> tuple[object, ...]:
         return plate.pixel_um, [(c.name, by_name or c.fluorescent) for c in plate.channels]
 
-    if said(former_plate) != said(plate):
+    if size_and_kinds(former_plate) != size_and_kinds(plate):
         raise UserError(
             f"index: {home}: `set` has corrected what the plate said when it was adopted (pixel size "
             f"{former_plate.pixel_um}, channels {_channels(former_plate)}), and it says something else now "
@@ -227,7 +227,7 @@ def _channels(plate: Plate) -> str:
     )
 
 
-def _kept(home: Path, other: OtherPlate) -> dict[str, Any]:
+def _index_facts(home: Path, other: OtherPlate) -> dict[str, Any]:
     """Returns what an index that exists says of the plate; empty: it is not finished.
 
     Raises:
@@ -260,7 +260,7 @@ def _refuse(recipe: AdoptRecipe, problems: Sequence[Problem], fields: int) -> No
     ]))  # fmt: skip
 
 
-def _described(adoption: Adoption) -> Iterator[str]:
+def _description(adoption: Adoption) -> Iterator[str]:
     """Yields lines for the user: what there is, where the index goes, what is odd."""
     other, plate = adoption.other, adoption.plate
     times, _, depth, height, width = plate.fields[0].shape

@@ -112,7 +112,7 @@ def _unusable(index: store.Index, key: FieldKey, contract: Contract | None, view
 def _is_annotated(index: store.Index, key: FieldKey, labels: str) -> bool:
     """Returns whether people drew the labels of a field, or whether nobody knows who made them."""
     provenance = store.label_provenance(index.image(key), labels)
-    return provenance is not None and provenance[0] in ("human", "") and not provenance[1]
+    return provenance is not None and provenance.origin in ("human", "") and not provenance.fingerprint
 
 
 def _check_columns(recipe: AnnotateRecipe, index: store.Index) -> None:

@@ -56,16 +56,16 @@ class Saved:
 
     Attributes:
         objects: that are in the plate now; `dropped`: that touched no annotation box, and are not.
-        kept: name under which the former labels are kept; empty: there were none, or they were saved by
+        backup_name: under which the former labels are kept; empty: there were none, or they were saved by
             this session.
-        meanwhile: others changed the labels in the plate while they were being edited; `kept` are theirs.
+        changed_meanwhile: others changed the labels in the plate during the editing; the backup is theirs.
     """
 
     key: FieldKey
     objects: int
     dropped: int
-    kept: str
-    meanwhile: bool
+    backup_name: str
+    changed_meanwhile: bool
 
 
 @dataclass
@@ -78,7 +78,7 @@ class EditSession:
         box: annotation box of fields in which nobody has drawn yet; None: the whole field.
         refuse_writers: raises a `UserError` while a run may write these labels.
         saved: the fields saved, and what of them was saved last.
-        kept: names under which former labels are kept.
+        backup_names: names under which former labels are kept.
         current: the field that is open.
     """
 
@@ -88,7 +88,7 @@ class EditSession:
     box: Box | None = None
     refuse_writers: Callable[[], None] = lambda: None
     saved: dict[FieldKey, Saved] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
+    backup_names: list[str] = field(default_factory=list)
     current: OpenField | None = None
     _started: str = field(default_factory=lambda: now()[:19].replace("T", " "))
     _lock: ExitStack = field(default_factory=ExitStack)
@@ -118,7 +118,7 @@ class EditSession:
     def described(self) -> list[str]:
         """Returns lines about what would be edited."""
         provenances = [store.label_provenance(self.index.image(key), self.labels) for key in self.keys]
-        human = sum(provenance is not None and provenance[0] == "human" for provenance in provenances)
+        human = sum(provenance is not None and provenance.origin == "human" for provenance in provenances)
         others = sum(provenance is not None for provenance in provenances) - human
         return [
             f"{len(self.keys)} of {len(self.index.plate.fields)} fields of {self.index.path}",
@@ -171,7 +171,7 @@ class EditSession:
 
     def is_changed(self, labels: NDArray[Any], boxes: Sequence[Box]) -> bool:
         """Returns whether labels or boxes of the open field differ from what was opened or saved last."""
-        opened = self._opened()
+        opened = self._current_field()
         return tuple(boxes) != opened.boxes or not np.array_equal(labels, opened.labels)
 
     def save(self, labels: NDArray[Any], boxes: Sequence[Box], accept: bool = False) -> Saved | None:
@@ -187,7 +187,7 @@ class EditSession:
         Raises:
             UserError: there is no box, or the plate cannot be written.
         """
-        opened, image = self._opened(), self.index.image(self._opened().key)
+        opened, image = self._current_field(), self.index.image(self._current_field().key)
         if not accept and not self.is_changed(labels, boxes):
             return None
         if not boxes:
@@ -197,7 +197,7 @@ class EditSession:
         meanwhile = present_version != opened.version
         kept_name = ""
         if present_version and (meanwhile or opened.key not in self.saved):
-            kept_name = self._keep(opened.key)
+            kept_name = self._back_up(opened.key)
         store.write_labels(
             image, self.labels, labels_inside, origin="human", boxes=boxes, overwrite=bool(present_version),
             made_from=store.labels_checksum(image, self.labels) if present_version else None,
@@ -211,7 +211,7 @@ class EditSession:
         )  # fmt: skip
         return saved
 
-    def _keep(self, key: FieldKey) -> str:
+    def _back_up(self, key: FieldKey) -> str:
         """Copies the labels as they lie in the plate; returns the name of the copy, which `inspect` lists."""
         image = self.index.image(key)
         name, number, names = f"{self.labels} before {self._started} UTC", 1, store.label_names(image)
@@ -222,12 +222,12 @@ class EditSession:
         provenance = store.label_provenance(image, self.labels)
         store.write_labels(
             image, name, store.read_labels(image, self.labels), origin=origin, boxes=boxes,
-            fingerprint=provenance[1] if provenance else "",
+            fingerprint=provenance.fingerprint if provenance else "",
         )  # fmt: skip
-        if name not in self.kept:
-            self.kept.append(name)
+        if name not in self.backup_names:
+            self.backup_names.append(name)
         return name
 
-    def _opened(self) -> OpenField:
+    def _current_field(self) -> OpenField:
         assert self.current is not None, "a field is opened before it is saved"
         return self.current

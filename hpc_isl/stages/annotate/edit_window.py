@@ -129,23 +129,25 @@ class EditWindow:
         # All layers are made anew, because an undo must not reach into the field before.
         for name, pixels in field.images.items():
             channel = channels[name]
-            settings = _taken(self.viewer, self.images.get(name), OF_IMAGES) or {
+            settings = _remove_layer(self.viewer, self.images.get(name), OF_IMAGES) or {
                 "visible": channel.fluorescent or not stains,
                 **({"contrast_limits": limits} if (limits := self.session.limits(name)) else {}),
                 # Edges are seen best in grey; colours tell several stains apart.
                 "colormap": f"#{channel.color}" if name in stains and len(stains) > 1 else "gray",
             }
             layer = self.viewer.add_image(pixels, name=name, blending="additive")
-            self.images[name] = _with(layer, settings)
-        settings = _taken(self.viewer, self.labels, OF_LABELS) or {"opacity": 0.4}
-        self.labels = _with(self.viewer.add_labels(field.labels.copy(), name=self.session.labels), settings)
+            self.images[name] = _apply_settings(layer, settings)
+        settings = _remove_layer(self.viewer, self.labels, OF_LABELS) or {"opacity": 0.4}
+        self.labels = _apply_settings(
+            self.viewer.add_labels(field.labels.copy(), name=self.session.labels), settings
+        )
         self.labels.selected_label = int(field.labels.max()) + 1  # what is painted first is a new object
-        settings = _taken(self.viewer, self.boxes, OF_BOXES)
+        settings = _remove_layer(self.viewer, self.boxes, OF_BOXES)
         self.boxes = self.viewer.add_shapes(
             [corners_of(box) for box in field.boxes], shape_type="rectangle", name=BOXES,
             face_color="transparent", edge_color="yellow", edge_width=2,
         )  # fmt: skip
-        _with(self.boxes, settings)
+        _apply_settings(self.boxes, settings)
         self.viewer.layers.selection.active = self.labels
         self.panel.choose(self.place)
         origins = {"": "no labels yet", "human": "a person's labels"}
@@ -246,7 +248,7 @@ def box_of(corners: NDArray[Any], shape: Sequence[int]) -> Box | None:
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _taken(viewer: Any, layer: Any, names: Sequence[str]) -> dict[str, Any]:
+def _remove_layer(viewer: Any, layer: Any, names: Sequence[str]) -> dict[str, Any]:
     """Takes a layer of the field before out of the viewer; returns how it was shown, if there was one."""
     if layer is None:
         return {}
@@ -255,7 +257,7 @@ def _taken(viewer: Any, layer: Any, names: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names}
 
 
-def _with(layer: Any, settings: dict[str, Any]) -> Any:
+def _apply_settings(layer: Any, settings: dict[str, Any]) -> Any:
     for name, value in settings.items():
         setattr(layer, name, value)
     return layer
@@ -268,8 +270,8 @@ def report(saved: Saved) -> str:
         lines.append(
             f"{saved.dropped} outside of every annotation box are not: make a box larger to keep them"
         )
-    if saved.meanwhile:
+    if saved.changed_meanwhile:
         lines.append("another program changed these labels in the plate meanwhile")
-    if saved.kept:
-        lines.append(f"what was there is kept as {saved.kept!r}")
+    if saved.backup_name:
+        lines.append(f"what was there is kept as {saved.backup_name!r}")
     return ".\n".join(lines)

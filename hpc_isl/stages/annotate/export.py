@@ -69,7 +69,7 @@ def plan(recipe: AnnotateRecipe, index: store.Index) -> Plan:
     Raises:
         UserError: the folder holds something; a field that has times; a box outside a field.
     """
-    keys, out = _checked(recipe, index)
+    keys, out = _fields_and_folder(recipe, index)
     labelled = [key for key in keys if recipe.labels in store.label_names(index.image(key))]
     messages = (
         f"{len(labelled)} of {len(keys)} fields have labels {recipe.labels!r}; the others get empty ones",
@@ -81,7 +81,7 @@ def plan(recipe: AnnotateRecipe, index: store.Index) -> Plan:
 
 def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None:
     """Writes the folder, which appears whole or not at all."""
-    keys, out = _checked(recipe, index)
+    keys, out = _fields_and_folder(recipe, index)
     exported: dict[FieldKey, ExportedField] = {}
     if out.is_dir():
         out.rmdir()  # fails unless it is empty: nothing that came meanwhile is replaced
@@ -118,7 +118,7 @@ def export(recipe: AnnotateRecipe, index: store.Index, attempt: Attempt) -> None
     })  # fmt: skip
 
 
-def _checked(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[FieldKey], Path]:
+def _fields_and_folder(recipe: AnnotateRecipe, index: store.Index) -> tuple[list[FieldKey], Path]:
     """Returns the fields and the folder, after a look at both."""
     out = recipe.out
     assert out is not None

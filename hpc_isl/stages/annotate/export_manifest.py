@@ -147,7 +147,7 @@ class Returned:
 
     Attributes:
         origin: whose labels these are now; None: as on the plate.
-        beside: another program saved them beside the label image.
+        saved_beside: another program saved them beside the label image.
         left_out: name of a file beside it that cannot be read, and need not be.
     """
 
@@ -155,7 +155,7 @@ class Returned:
     corrected: bool
     origin: str | None
     base: str | None
-    beside: bool = False
+    saved_beside: bool = False
     left_out: str = ""
 
 
@@ -197,7 +197,7 @@ def returned(
                 f"{file.path.name} and {other.name} were both changed: leave one of them in the folder"
             )
         if other_changed:
-            return Returned(other, True, "human", base, beside=True)
+            return Returned(other, True, "human", base, saved_beside=True)
     if changed or exported is None:
         return Returned(file, True, "human", base)
     if accept:
@@ -213,7 +213,7 @@ def return_messages(files: list[Returned], accept: bool) -> list[str]:
     moved = sum(not image.corrected and image.origin is not None for image in files)
     unchanged = len(files) - corrected
     lines = [f"{corrected} label images are corrected, {unchanged} are unchanged"]
-    lines += [f"{image.file.key} is taken from {image.file.name}" for image in files if image.beside]
+    lines += [f"{image.file.key} is taken from {image.file.name}" for image in files if image.saved_beside]
     lines += [
         f"{image.left_out} is left out, because {image.file.name} was changed"
         for image in files

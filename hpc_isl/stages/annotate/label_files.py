@@ -184,7 +184,7 @@ def find(
     left_out = LeftOut(list)
     single_file = Folder(source.parent.resolve(), frozenset([source.name]), frozenset())
     folder = list_folder(source) if source.is_dir() else single_file
-    files = _by_field(_named(folder, regex, left_out), index, fields, left_out)
+    files = _by_field(_files_by_name(folder, regex, left_out), index, fields, left_out)
     # A single file may have any name, if the user says which field it is of.
     if left_out[UNNAMED] == [source.name] and len(chosen_keys := chosen(fields, index)) == 1:
         return [LabelFile(source, chosen_keys[0])], LeftOut(list)
@@ -249,7 +249,7 @@ def beside(
     """
     left_out, content = LeftOut(list), list_folder(folder)
     other_files = Folder(content.root, frozenset(content.files - set(known)), content.leaving)
-    files = _by_field(_named(other_files, None, left_out), index, fields, left_out)
+    files = _by_field(_files_by_name(other_files, None, left_out), index, fields, left_out)
     nameless = []
     for name in (*left_out[UNNAMED], *left_out[NOT_ON_PLATE]):
         # An image may be anything, such as a picture of the field; these can be nothing but annotations.
@@ -265,7 +265,7 @@ def beside(
     return files, left_out
 
 
-def _named(folder: Folder, regex: str | None, left_out: LeftOut) -> Iterator[Row]:
+def _files_by_name(folder: Folder, regex: str | None, left_out: LeftOut) -> Iterator[Row]:
     """Yields the files whose names tell a field; of a COCO file, the images that it is about."""
     expression, in_coco = (compiled(regex or default, "regex") for default in (REGEX, IN_COCO))
     files = []
@@ -310,10 +310,10 @@ def _by_field(
             else:
                 left_out[NOT_CHOSEN].append(row.origin)
     raise_together(problems)
-    return {key: _most_exact(files, left_out) for key, files in candidates.items()}
+    return {key: _most_exact_file(files, left_out) for key, files in candidates.items()}
 
 
-def _most_exact(files: Sequence[LabelFile], left_out: LeftOut) -> LabelFile:
+def _most_exact_file(files: Sequence[LabelFile], left_out: LeftOut) -> LabelFile:
     """Returns the annotation of a field, where programs leave several files about one image.
 
     Raises:

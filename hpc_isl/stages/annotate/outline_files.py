@@ -42,14 +42,14 @@ def _load(path: Path) -> Any:
         UserError: it cannot be read, or is not JSON.
     """
     try:
-        return _parsed(path, path.stat().st_mtime_ns, path.stat().st_size)
+        return _parse_json(path, path.stat().st_mtime_ns, path.stat().st_size)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON: {error}") from None
 
 
 # The time of the last change and the size are keys of the cache: a file that changes is read again.
 @lru_cache(maxsize=2)
-def _parsed(path: Path, changed: int, size: int) -> Any:
+def _parse_json(path: Path, changed: int, size: int) -> Any:
     # JSON has no byte order mark, but programs on Windows write one.
     return json.loads(path.read_text(encoding="utf-8-sig"))
 
@@ -208,7 +208,7 @@ def _coco_outline(name: str, segmentation: Any, size: tuple[int, int]) -> Outlin
     if tuple(segmentation["size"]) != size:
         raise UserError(f"has a mask of {tuple(segmentation['size'])} pixels; the image has {size}")
     counts = segmentation["counts"]  # compressed into text by pycocotools, a list from other programs
-    runs = _decompressed(counts) if isinstance(counts, str) else [int(count) for count in counts]
+    runs = _decompress(counts) if isinstance(counts, str) else [int(count) for count in counts]
     if sum(runs) != size[0] * size[1] or min(runs) < 0:
         raise UserError("is damaged: its run lengths do not fill the image")
 
@@ -220,7 +220,7 @@ def _coco_outline(name: str, segmentation: Any, size: tuple[int, int]) -> Outlin
     return mask_outline(name, 0, size, mask)
 
 
-def _decompressed(text: str) -> list[int]:
+def _decompress(text: str) -> list[int]:
     """Returns run lengths that COCO's tools shorten: 5 bits a character; from the fourth on, differences."""
     runs: list[int] = []
     value = place = 0

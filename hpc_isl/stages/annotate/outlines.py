@@ -45,12 +45,12 @@ def polygon_outline(name: str, time: int, polygons: Sequence[Sequence[Ring]]) ->
     """Returns an object of polygons, each of rings: what an even number of rings surrounds is a hole."""
     points = np.concatenate([ring for rings in polygons for ring in rings])
     (x0, y0), (x1, y1) = points.min(0), points.max(0)
-    return Outline(name, time, (x0, y0, x1, y1), partial(_filled_polygons, polygons))
+    return Outline(name, time, (x0, y0, x1, y1), partial(_polygon_patch, polygons))
 
 
 def ellipse_outline(name: str, time: int, box: Box) -> Outline:
     """Returns the ellipse that touches the sides of a box."""
-    return Outline(name, time, box, partial(_filled_ellipse, box))
+    return Outline(name, time, box, partial(_ellipse_patch, box))
 
 
 def mask_outline(name: str, time: int, size: tuple[int, int], mask: Callable[[], Mask]) -> Outline:
@@ -61,17 +61,17 @@ def mask_outline(name: str, time: int, size: tuple[int, int], mask: Callable[[],
 # ---------------------------------------------------------------- filling
 
 
-def _filled_polygons(polygons: Sequence[Sequence[Ring]], height: int, width: int) -> Patch:
+def _polygon_patch(polygons: Sequence[Sequence[Ring]], height: int, width: int) -> Patch:
     points = np.concatenate([ring for rings in polygons for ring in rings])
     x0, y0 = np.floor(points.min(0)).astype(int).clip(0, (width, height))
     x1, y1 = np.ceil(points.max(0)).astype(int).clip((x0, y0), (width, height))
     mask = np.zeros((y1 - y0, x1 - x0), np.bool_)
     for rings in polygons:
-        mask |= _filled([ring - (x0, y0) for ring in rings], *mask.shape)
+        mask |= _fill_rings([ring - (x0, y0) for ring in rings], *mask.shape)
     return int(y0), int(x0), mask
 
 
-def _filled(rings: Sequence[Ring], height: int, width: int) -> Mask:
+def _fill_rings(rings: Sequence[Ring], height: int, width: int) -> Mask:
     """Returns the pixels to which a line from the left crosses an odd number of edges."""
     start = np.concatenate(rings)
     end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
@@ -90,7 +90,7 @@ def _filled(rings: Sequence[Ring], height: int, width: int) -> Mask:
     return (crossings.cumsum(1)[:, :width] & 1).astype(np.bool_)
 
 
-def _filled_ellipse(box: Box, height: int, width: int) -> Patch:
+def _ellipse_patch(box: Box, height: int, width: int) -> Patch:
     x0, y0, x1, y1 = box
     left, top = max(int(x0), 0), max(int(y0), 0)
     x = np.arange(left, max(min(int(np.ceil(x1)), width), left)) + 0.5
@@ -107,7 +107,9 @@ def check_places(path: Path, outlines: Sequence[Outline], shape: Shape) -> None:
     times, height, width = shape
     late = [outline.name for outline in outlines if not 0 <= outline.time < times]
     if late:
-        raise UserError(f"{path}: {_some(late)} are of a time that the field has not; it has {times}")
+        raise UserError(
+            f"{path}: {_outlines_text(late)} are of a time that the field has not; it has {times}"
+        )
     outside = [
         outline.name
         for outline in outlines
@@ -115,7 +117,9 @@ def check_places(path: Path, outlines: Sequence[Outline], shape: Shape) -> None:
         if not (x0 < width and y0 < height and x1 > 0 and y1 > 0)
     ]
     if outside:
-        raise UserError(f"{path}: {_some(outside)} lie outside of the field of {height} × {width} pixels")
+        raise UserError(
+            f"{path}: {_outlines_text(outside)} lie outside of the field of {height} × {width} pixels"
+        )
 
 
 def painted(
@@ -148,5 +152,5 @@ def painted(
     return labels, len(outlines) - int(np.count_nonzero(np.unique(labels)))
 
 
-def _some(names: Sequence[str]) -> str:
+def _outlines_text(names: Sequence[str]) -> str:
     return f"{len(names)} outlines ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"

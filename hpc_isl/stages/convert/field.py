@@ -48,14 +48,14 @@ class Outcome:
     """The result of converting a field.
 
     Attributes:
-        kept: its image existed, made of the same files in the same way.
+        is_kept: its image existed, made of the same files in the same way.
         failed: it could not be stored at all.
         problems: why it, or some of its planes, could not be stored.
         repeated: number of planes that equal another one of the field bit for bit.
     """
 
     key: FieldKey
-    kept: bool = False
+    is_kept: bool = False
     failed: bool = False
     problems: tuple[str, ...] = ()
     repeated: int = 0
@@ -69,7 +69,7 @@ def convert_field(task: FieldTask) -> Outcome:
     """
     key, inputs = task.field.key, task.inputs
     if (problems := recorded_problems(task.image, inputs)) is not None:
-        return Outcome(key, kept=True, problems=problems)
+        return Outcome(key, is_kept=True, problems=problems)
     names = [channel.name for channel in task.plate.channels]
     try:
         content = assemble(task.field, task.files, names, task.skip, task.types)

@@ -47,7 +47,7 @@ class FieldResult:
     key: FieldKey
     digest: str
     stored: Mapping[Path, list[str]]
-    wrong: Mapping[Path, str]
+    faults: Mapping[Path, str]
     decoders: Mapping[Path, str]
     pages: Mapping[Path, int]
     independent: frozenset[Path]
@@ -67,7 +67,10 @@ def compare_field(task: FieldCheck) -> FieldResult:
     decoders: dict[Path, str] = {}
     pages: dict[Path, int] = {}
     independent, rescaled = set(), set()
-    for path, file_planes in _by_path(task.files).items():
+    planes_by_file: dict[Path, list[PlaneFile]] = defaultdict(list)
+    for file in task.files:
+        planes_by_file[file.path].append(file)
+    for path, file_planes in planes_by_file.items():
         try:
             metadata = tiff_metadata.tried(path)
             header = planes.header(path) if isinstance(metadata, UserError) else metadata.header
@@ -128,10 +131,3 @@ def _wells_stated(metadata: TiffMetadata | UserError, pages: Sequence[int]) -> s
             well_position(well)
             wells.add(normal_well(well))
     return wells
-
-
-def _by_path(files: tuple[PlaneFile, ...]) -> dict[Path, list[PlaneFile]]:
-    by_path: dict[Path, list[PlaneFile]] = defaultdict(list)
-    for file in files:
-        by_path[file.path].append(file)
-    return by_path

@@ -105,7 +105,7 @@ def write_receipt(path: Path, recipe: ConvertRecipe | None, processes: int) -> d
         source = " and ".join(map(str, survey.recipe.sources))
         raise UserError(f"{source} is OME-Zarr itself: receipts are of instruments' files")
     names, files = tuple(channel.name for channel in index.plate.channels), survey.export.files
-    results = _compared(
+    results = _compare(
         [
             FieldCheck(field.key, index.image(field.key) / "0", files.get(field.key, ()), names)
             for field in index.plate.fields
@@ -138,7 +138,7 @@ def check_receipt(path: Path, processes: int) -> list[str]:
         raise UserError(f"{path}: no receipt ({summary.name} and {table.name}) lies beside it")
     index = open_plate(path)
     tasks = [FieldCheck(field.key, index.image(field.key) / "0") for field in index.plate.fields]
-    digests = {str(result.key): result.digest for result in _compared(tasks, processes)}
+    digests = {str(result.key): result.digest for result in _compare(tasks, processes)}
     problems = []
     for key, digest in verdict["fields"].items():
         if key not in digests:
@@ -162,7 +162,7 @@ def _recipe_of(index: Index) -> ConvertRecipe:
     return ConvertRecipe(**record, out=index.path)
 
 
-def _compared(tasks: list[FieldCheck], processes: int) -> list[FieldResult]:
+def _compare(tasks: list[FieldCheck], processes: int) -> list[FieldResult]:
     results = in_parallel(compare_field, tasks, processes, threading.Event())
     hidden = not sys.stderr.isatty()
     return list(tqdm(results, total=len(tasks), unit=" fields", leave=False, disable=hidden))
@@ -203,14 +203,14 @@ def _rows(index: Index, survey: Survey, results: list[FieldResult], threads: int
         elif row.bytes > MOST_VERBATIM:
             yield replace(row, why="no image, and large")
         else:
-            yield _copied(row, path, index.path / VERBATIM / row.file)
+            yield _copy_verbatim(row, path, index.path / VERBATIM / row.file)
 
 
 def _by_file(results: list[FieldResult]) -> dict[Path, Row]:
     """Returns what comparing fields has shown of each file."""
     by_path: dict[Path, list[FieldResult]] = defaultdict(list)  # a file may hold planes of several fields
     for result in results:
-        for path in result.stored.keys() | result.wrong.keys():
+        for path in result.stored.keys() | result.faults.keys():
             by_path[path].append(result)
     return {path.resolve(): _compared_file(path, parts) for path, parts in by_path.items()}
 
@@ -220,7 +220,7 @@ def _compared_file(path: Path, parts: list[FieldResult]) -> Row:
     places = [place for part in parts for place in part.stored.get(path, ())]
     pages = max(part.pages.get(path, 0) for part in parts)
     unstored = f"{pages - len(places)} of its {pages} planes are not stored" if pages > len(places) else ""
-    why = next((part.wrong[path] for part in parts if path in part.wrong), unstored)
+    why = next((part.faults[path] for part in parts if path in part.faults), unstored)
     return Row(
         state=WRONG if why else RESAMPLED if any(path in part.resampled for part in parts) else EQUAL,
         where="; ".join(places),
@@ -230,7 +230,7 @@ def _compared_file(path: Path, parts: list[FieldResult]) -> Row:
     )
 
 
-def _copied(row: Row, path: Path, copy: Path) -> Row:
+def _copy_verbatim(row: Row, path: Path, copy: Path) -> Row:
     """Copies a file into the plate, unless it is there, and reads it back."""
     if _sha256(copy) != row.sha256:
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ class PairTask:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PairMeasurement:
     """The outcome of a `PairTask`; `shift` is in pixels of level 0."""
 
     key: FieldKey
@@ -109,7 +109,7 @@ def register(out: Path, plate: Plate, known: Registration | None, attempt: Attem
     tasks = list(_tasks(out, plate))
     earlier_shifts = known.shifts if known else {}
     measured = {
-        task.second.field.key: Measured(
+        task.second.field.key: PairMeasurement(
             earlier.key, earlier.measured, earlier.ratio, earlier.pcc, earlier.gain
         )
         for task in tasks
@@ -189,7 +189,7 @@ Kind = tuple[int | None, int | None, bool]
 """A comparison: of each image outlines (None) or the brightness of a stain; whether either sign counts."""
 
 
-def measure(task: PairTask) -> Measured:
+def measure(task: PairTask) -> PairMeasurement:
     """Returns the shift between two images of a field, and how far it can be trusted."""
     pictures = _pictures(task)
     peaks = [(shifts.best_shift(first, second, kind[2]), kind) for kind, (first, second) in pictures.items()]
@@ -199,7 +199,9 @@ def measure(task: PairTask) -> Measured:
     scale = 1 << task.first.level
     # As the plate's table keeps them, so that a plate that takes in further fields decides in the same way.
     shift = (round(peak.shift[0] * scale, 2), round(peak.shift[1] * scale, 2))
-    return Measured(task.second.field.key, shift, round(peak.ratio, 3), round(peak.pcc, 4), round(gain, 4))
+    return PairMeasurement(
+        task.second.field.key, shift, round(peak.ratio, 3), round(peak.pcc, 4), round(gain, 4)
+    )
 
 
 def verify(task: PairTask) -> tuple[FieldKey, float]:
@@ -250,7 +252,7 @@ def _stack(image: ImageFacts, channel: int) -> NDArray[Any]:
 
 
 def _decide(
-    plate: Plate, tasks: Sequence[PairTask], measured: Mapping[FieldKey, Measured], attempt: Attempt
+    plate: Plate, tasks: Sequence[PairTask], measured: Mapping[FieldKey, PairMeasurement], attempt: Attempt
 ) -> tuple[PlateModel | None, list[FieldShift]] | None:
     """Returns the model of one acquisition and the shift of each of its fields; None if it was stopped."""
     outcomes = [measured[task.second.field.key] for task in tasks]

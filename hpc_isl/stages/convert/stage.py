@@ -115,7 +115,7 @@ def _convert_all(survey: Survey, attempt: Attempt) -> tuple[list[Problem], set[F
     kept = done = 0
     outcomes = in_parallel(convert_field, tasks, attempt.cpus, attempt.stopping)
     for done, outcome in enumerate(outcomes, start=1):
-        kept += outcome.kept
+        kept += outcome.is_kept
         if outcome.failed:
             failed.add(outcome.key)
         if outcome.repeated:

@@ -39,7 +39,7 @@ class Exported:
     out: Path
     fields: int
     objects: int
-    without: int
+    unlabelled: int
 
 
 def export_labels(

@@ -61,6 +61,7 @@ def _description(folder: Path, content: dict[str, Any], name: str) -> dict[str, 
     size = {"min": LEAST, "step": content["stride"]}
     scale = {"unit": "micrometer", "scale": content["pixel_um"]} if content["pixel_um"] else {}
     channels = [f"{entry['channel']} {entry['plane']}" for entry in content["sources"]]
+    identifiers = ["".join(char if char.isalnum() else "_" for char in channel) for channel in channels]
 
     def axes(names: list[str], sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
         space_axes = [
@@ -82,7 +83,7 @@ def _description(folder: Path, content: dict[str, Any], name: str) -> dict[str, 
         "attachments": [file("contract.json")],
         "inputs": [{
             "id": "image",
-            "axes": axes([_identifier(channel) for channel in channels], [{"size": size}] * 2),
+            "axes": axes(identifiers, [{"size": size}] * 2),
             "data": {"type": "float32"},
             "test_tensor": file("test_image.npy"),
             "preprocessing": [
@@ -102,10 +103,6 @@ def _description(folder: Path, content: dict[str, Any], name: str) -> dict[str, 
         "weights": {"onnx": {**file("model.onnx"), "opset_version": OPSET}},
         "config": {"hpc_isl": content},
     }  # fmt: skip
-
-
-def _identifier(channel: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in channel)
 
 
 def _normalisation(content: dict[str, Any]) -> list[dict[str, Any]]:

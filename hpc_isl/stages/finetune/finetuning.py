@@ -55,10 +55,10 @@ def finetune(recipe: FinetuneRecipe, attempt: Attempt) -> None:
         if world.rank == 0:
             write_boxes(attempt, objects)
         start = time.monotonic()
-        evidence = _learnt(run, inputs, task, objects)
+        evidence = _learn(run, inputs, task, objects)
         seconds = time.monotonic() - start if recipe.n != 0 else 0.0
         if evidence is not None:
-            final = _kept(run, inputs, evidence)
+            final = _final_model(run, inputs, evidence)
             # Without a task the run predicts the stain by the model that it started from.
             if final.task is not None:
                 final.run.save_model(
@@ -99,7 +99,7 @@ def finish(
     attempt.finish({"figures": {**scores, **cost}, "arm": recipe.arm, "made": outputs, "next": next_commands})
 
 
-def _learnt(
+def _learn(
     run: Training, inputs: FinetuneInputs, task: Task | None, objects: list[BoxObjects]
 ) -> Evidence | None:
     """Trains the network, and before it those that learn from a part; None: the run was asked to stop."""
@@ -116,25 +116,25 @@ def _learnt(
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _FinalModel:
     """The model that a run leaves behind: the trained network, or the one that it started from."""
 
     run: Training
     task: Task | None
 
 
-def _kept(run: Training, inputs: FinetuneInputs, evidence: Evidence) -> _Kept:
+def _final_model(run: Training, inputs: FinetuneInputs, evidence: Evidence) -> _FinalModel:
     if not evidence.keeps_start:
-        return _Kept(run, evidence.task)
+        return _FinalModel(run, evidence.task)
     assert evidence.task is not None
     network = network_of(run.recipe, inputs, run.net, evidence.task)
     # Without samples there are no steps: no optimiser has touched these weights.
     untrained = replace(run, network=network, crops=crops_of(run.recipe, ()))
-    return _Kept(untrained, start_task(run.recipe, inputs, evidence.task))
+    return _FinalModel(untrained, start_task(run.recipe, inputs, evidence.task))
 
 
 def _scores(
-    final: _Kept, trained: Training, inputs: FinetuneInputs, evidence: Evidence
+    final: _FinalModel, trained: Training, inputs: FinetuneInputs, evidence: Evidence
 ) -> dict[str, Any] | None:
     """Returns the figures of a run; where its start is kept, those of the trained network beside them."""
     recipe = trained.recipe
@@ -190,7 +190,7 @@ def _open_run(
     weights = start.contract.net.weights if start else inputs.net.weights
     net = inputs.net.model_copy(update={"weights": None if recipe.arm == "random" else weights})
     if task and task.head == "stain" and task.from_stain and start:
-        task = _calibrated(task, start, inputs, attempt, world)
+        task = _calibrate(task, start, inputs, attempt, world)
     network = network_of(recipe, inputs, net, task)
     run = TrainingRun(
         recipe, attempt, world, inputs.study, net, network, crops_of(recipe, inputs.learning),
@@ -200,7 +200,7 @@ def _open_run(
     return run, inputs, task, objects
 
 
-def _calibrated(task: Task, start: Start, inputs: FinetuneInputs, attempt: Attempt, world: World) -> Task:
+def _calibrate(task: Task, start: Start, inputs: FinetuneInputs, attempt: Attempt, world: World) -> Task:
     """Returns the task with the threshold of the stain that the start predicts; one rank measures it."""
     threshold = None
     if world.rank == 0:

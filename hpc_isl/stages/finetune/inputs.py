@@ -143,7 +143,7 @@ def resolve_inputs(recipe: FinetuneRecipe) -> FinetuneInputs:
     pool, testing = _pool_and_testing(recipe, study)
     pool = boxes_.in_wells(pool, recipe.train_where)
     learning = boxes_.draw(pool, recipe.n, recipe.draw) if recipe.n != 0 else []
-    remarks = [*_unlike(indices, starts), *_seen(recipe, testing, starts)]
+    remarks = [*_channel_warnings(indices, starts), *_leak_remarks(recipe, testing, starts)]
     programs = tuple(program.name for program in recipe.programs)
     boxes = (tuple(pool), tuple(learning), tuple(testing))
     return FinetuneInputs(study, net, starts, *boxes, tuple(remarks), programs)
@@ -273,12 +273,12 @@ def _start(run: Path, key: str) -> Start:
     return start
 
 
-def _isl(starts: dict[str, Start]) -> list[Start]:
+def _isl_starts(starts: dict[str, Start]) -> list[Start]:
     return [start for arm, start in starts.items() if arm != "drafted"]
 
 
 def _split(recipe: FinetuneRecipe, indices: Sequence[Index], starts: dict[str, Start]) -> Split:
-    isl = _isl(starts)
+    isl = _isl_starts(starts)
     if recipe.split is not None or not isl:
         return draw_split(indices, recipe.split or SplitRecipe())
     digests = {start.contract.split for start in isl}
@@ -302,7 +302,7 @@ def _split(recipe: FinetuneRecipe, indices: Sequence[Index], starts: dict[str, S
 def _view(recipe: FinetuneRecipe, indices: Sequence[Index], split: Split, starts: dict[str, Start]) -> View:
     """Returns the view of the pretrained models, which must agree; else the one that the recipe states."""
     views = [start.contract.view for start in starts.values()]
-    if not _isl(starts):
+    if not _isl_starts(starts):
         if not recipe.sources:
             raise UserError("sources: must be given where there is no pretrained model to say what is seen")
         sources_recipe = _SourcesAlone(recipe.sources, [], recipe.data or DataRecipe())
@@ -326,7 +326,7 @@ def _view(recipe: FinetuneRecipe, indices: Sequence[Index], split: Split, starts
     return views[0]
 
 
-def _unlike(indices: Sequence[Index], starts: dict[str, Start]) -> Iterator[str]:
+def _channel_warnings(indices: Sequence[Index], starts: dict[str, Start]) -> Iterator[str]:
     """Yields a warning for each channel that is of another kind here than where a model learnt."""
     lines = (
         line
@@ -384,7 +384,7 @@ def _boxes_if_any(study: PlateViews, name: str, parts: Sequence[str]) -> list[Bo
         return []
 
 
-def _seen(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Start]) -> Iterator[str]:
+def _leak_remarks(recipe: FinetuneRecipe, testing: Sequence[Box], starts: dict[str, Start]) -> Iterator[str]:
     """Refuses test fields that a model was trained on, or yields a remark where the recipe allows them."""
     for start in starts.values():
         leaks = [box for box in testing if start.contract.has_seen("train", box.plate.name, box.key)]

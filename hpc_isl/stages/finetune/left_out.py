@@ -119,11 +119,11 @@ def leave_out(run: TrainingRun[FinetuneRecipe], inputs: FinetuneInputs, task: Ta
             run, network=network, crops=crops_of(recipe, training_boxes), fold=number,
             groups=optimizer_groups(recipe, network), share_of_steps=1 - 1 / len(folds),
         )  # fmt: skip
-        start_predictions = _predicted(fold, pieces) if task_of_start else [None] * len(pieces)
+        start_predictions = _predict(fold, pieces) if task_of_start else [None] * len(pieces)
         _, finished = fold.train()
         if not finished:
             return None
-        left_out += map(LeftOut, pieces, _predicted(fold, pieces), start_predictions)
+        left_out += map(LeftOut, pieces, _predict(fold, pieces), start_predictions)
     fitted: dict[str, Any] | None = None
     confidence: dict[str, Any] | None = None
     if fits_objects(recipe) and any(entry.truth.any() for entry in left_out):
@@ -155,7 +155,7 @@ def write_evidence(
         attempt.log(line)
 
 
-def _predicted(run: TrainingRun[FinetuneRecipe], pieces: Sequence[Piece]) -> list[Pixels]:
+def _predict(run: TrainingRun[FinetuneRecipe], pieces: Sequence[Piece]) -> list[Pixels]:
     """Returns the prediction of each piece; the ranks share the fields, each predicted whole and once."""
     predictor, predictions = run.predictor(), []
     for boxes in by_field([piece.box for piece in pieces])[run.world.rank :: run.world.size]:
@@ -170,7 +170,7 @@ def _predicted(run: TrainingRun[FinetuneRecipe], pieces: Sequence[Piece]) -> lis
 
 
 @dataclass(frozen=True)
-class _Found:
+class _PieceObjects:
     """The objects of each piece as one network, or its start, predicts them.
 
     Attributes:
@@ -184,29 +184,29 @@ class _Found:
 
 def _evidence(
     recipe: FinetuneRecipe, task: Task, task_of_start: Task | None, left_out: Sequence[LeftOut]
-) -> tuple[Evidence, _Found]:
+) -> tuple[Evidence, _PieceObjects]:
     """Returns the evidence, and the objects that are found by what is kept."""
 
-    def found(predictions: Sequence[Pixels], rule: Rule) -> _Found:
+    def objects_of(predictions: Sequence[Pixels], rule: Rule) -> _PieceObjects:
         labels = [decode(prediction, rule)[0] for prediction in predictions]
-        return _Found(predictions, labels, rule.threshold)
+        return _PieceObjects(predictions, labels, rule.threshold)
 
-    def scores(found: _Found) -> tuple[float, ...]:
+    def scores(objects: _PieceObjects) -> tuple[float, ...]:
         return tuple(
             piece_score(recipe.objects.kind, entry.piece, entry.truth, labels)
-            for entry, labels in zip(left_out, found.labels, strict=True)
+            for entry, labels in zip(left_out, objects.labels, strict=True)
         )
 
-    trained_objects = found([entry.prediction for entry in left_out], rule_of(task))
+    trained_objects = objects_of([entry.prediction for entry in left_out], rule_of(task))
     start_predictions = [entry.start for entry in left_out if entry.start is not None]
     if not start_predictions:
         return Evidence(task, scores(trained_objects)), trained_objects
-    start_objects = found(start_predictions, rule_of(task_of_start))
+    start_objects = objects_of(start_predictions, rule_of(task_of_start))
     evidence = Evidence(task, scores(trained_objects), scores(start_objects))
     return evidence, start_objects if evidence.keeps_start else trained_objects
 
 
-def _confidence(left_out: Sequence[LeftOut], objects: _Found) -> Calibration:
+def _confidence(left_out: Sequence[LeftOut], objects: _PieceObjects) -> Calibration:
     """Learns the confidence of objects from those that are found in the pieces."""
     values, is_right = [], []
     for entry, prediction, labels in zip(left_out, objects.predictions, objects.labels, strict=True):

@@ -45,17 +45,17 @@ def make_scores(
     # The report shows what the ISL model that the arm started from predicts of the stain.
     stain_predictor = run.predictor(model.load(start.folder)[0]) if start and start.isl else None
 
-    def segmented(box: Box, is_shown: bool) -> Segmented:
+    def segment_box(box: Box, is_shown: bool) -> Segmented:
         sources, _ = box.plate.read(box.key, box.time)
         labels, _ = decode(predictor(sources), rule_of(task))
         return labels, stain_predictor(sources)[0] if stain_predictor and is_shown else None
 
-    return score_boxes(run.recipe, run.attempt, run.world, inputs, segmented, name)
+    return score_boxes(run.recipe, run.attempt, run.world, inputs, segment_box, name)
 
 
 def score_boxes(
     recipe: FinetuneRecipe, attempt: Attempt, world: World, inputs: FinetuneInputs,
-    segmented: Callable[[Box, bool], Segmented], name: str = "scores",
+    segment_box: Callable[[Box, bool], Segmented], name: str = "scores",
 ) -> list[Row] | None:  # fmt: skip
     """Scores each test box of the inputs; returns None if the run is stopping.
 
@@ -63,7 +63,7 @@ def score_boxes(
     the table alone.
 
     Args:
-        segmented: segments the whole field of a box; called once for all boxes of a field and time, with
+        segment_box: segments the whole field of a box; called once for all boxes of a field and time, with
             whether one of them is shown in the report.
 
     Returns:
@@ -71,14 +71,14 @@ def score_boxes(
     """
     rows: list[tuple[int, Row]] = []
     panels: list[Panel] = []
-    panel_numbers = _shown(inputs.testing)
+    panel_numbers = _panel_numbers(inputs.testing)
     # By field, because a field is predicted whole, whatever its number of boxes.
     rank_fields = by_field(inputs.testing)[world.rank :: world.size]
     for done, boxes in enumerate(rank_fields, 1):
         if attempt.stopping.is_set():
             break
         first_box = next(iter(boxes.values()))
-        labels, stain = segmented(first_box, not boxes.keys().isdisjoint(panel_numbers))
+        labels, stain = segment_box(first_box, not boxes.keys().isdisjoint(panel_numbers))
         for number, box in boxes.items():
             rows.append((number, _row(recipe, inputs, box, labels)))
             if number in panel_numbers:
@@ -99,7 +99,7 @@ def score_boxes(
     return ordered_rows
 
 
-def _shown(boxes: Sequence[Box]) -> list[int]:
+def _panel_numbers(boxes: Sequence[Box]) -> list[int]:
     """Returns the numbers of up to four boxes of the main labels, evenly spread, equal for every run."""
     main_numbers = [number for number, box in enumerate(boxes) if box.labels == boxes[0].labels]
     return evenly_spread(main_numbers, PANELS)

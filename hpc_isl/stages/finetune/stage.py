@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetune import sweep
-from hpc_isl.stages.finetune.boxes import Box, fingerprint, states
+from hpc_isl.stages.finetune.boxes import fingerprint, states
 from hpc_isl.stages.finetune.boxes import parts as boxes_parts
 from hpc_isl.stages.finetune.inputs import (
     FinetuneInputs,
@@ -50,14 +50,14 @@ def plan(recipe: FinetuneRecipe) -> Plan:
         UserError: anything that can be known before the job starts: plates, models and their splits,
             labels, the number of boxes, encoder and weights, tiles.
     """
-    recipe = _located(recipe)
+    recipe = _with_absolute_paths(recipe)
     # The last element of a sweep: its arm is known once the others are done.
     if recipe.arm == "best":
         recipe = sweep.best(recipe)
     inputs = resolve_inputs(recipe)
     (_check if recipe.program is None else _check_program)(recipe, inputs)
     labels = states([*inputs.learning, *inputs.testing])
-    boxes = _boxes(inputs)
+    boxes = {"boxes": inputs.learning, "test boxes": inputs.testing}
 
     def stamp(image: Path, name: str) -> str:
         return labels[image, name].stamp
@@ -83,7 +83,7 @@ def plan(recipe: FinetuneRecipe) -> Plan:
         precision=("train.precision", train.precision) if recipe.program is None else None,
         parts={name: boxes_parts(part_boxes, stamp) for name, part_boxes in boxes.items()},
         workload=workload,
-        former=former_fingerprints,
+        former_fingerprints=former_fingerprints,
     )
 
 
@@ -116,7 +116,7 @@ def trial(recipe: FinetuneRecipe, attempt: Attempt) -> None:
 # ---------------------------------------------------------------- what a plan consists of
 
 
-def _located(recipe: FinetuneRecipe) -> FinetuneRecipe:
+def _with_absolute_paths(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """Returns the recipe with globs expanded and absolute paths: the job may start in another folder."""
     # A program of another arm changes nothing here, and is no reason to compute a network's arm again.
     programs = [located(recipe.program)] if recipe.program else []
@@ -154,10 +154,6 @@ def _check(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> None:
         raise UserError("arm=imagenet: net.weights names no weights; give imagenet, or a file")
     if recipe.n != 0:
         check_batchnorm(inputs.net, recipe.train, len(inputs.study.view.sources), frozen_batchnorm(recipe))
-
-
-def _boxes(inputs: FinetuneInputs) -> dict[str, Sequence[Box]]:
-    return {"boxes": inputs.learning, "test boxes": inputs.testing}
 
 
 def _fingerprints(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> dict[str, str]:

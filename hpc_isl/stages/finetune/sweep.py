@@ -42,7 +42,7 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
     changes = {"plates": expanded(first_recipe.plates), "n": "all", "fold": None, "train_on_all": True}
     inputs = resolve_inputs(first_recipe.model_copy(update=changes))
     messages: list[str] = []
-    kept_elements = _startable(recipes, inputs, messages)
+    kept_elements = _startable_elements(recipes, inputs, messages)
     boxes = boxes_of(inputs.study, first_recipe.labels)
     annotated = fields(boxes)
     if len(annotated) < FEW and all(recipe.fold is None for recipe in kept_elements.values()):
@@ -67,7 +67,7 @@ def arrange(elements: Mapping[str, Recipe], folder: Path) -> Arrangement:
     return Arrangement({**kept_elements, FINAL: final}, tuple(messages), FINAL)
 
 
-def _startable(recipes: Elements, inputs: FinetuneInputs, messages: list[str]) -> Elements:
+def _startable_elements(recipes: Elements, inputs: FinetuneInputs, messages: list[str]) -> Elements:
     startable, left_out_lines = {}, set()
     for name, recipe in recipes.items():
         arm, reason = recipe.arm, ""

@@ -59,13 +59,13 @@ def mosaics(
         ))  # fmt: skip
         edge = _edge([picture for picture in samples if picture is not None], len(pairs))
 
-        def one(item: tuple[str, int]) -> Mosaic:
+        def mosaic_of(item: tuple[str, int]) -> Mosaic:
             keys, channel = wells[item[0]], item[1]
             pictures = [thumbnail(index, key, channel, edge, scales[channel]) for key in keys]
             return _mosaic(tuple(keys), pictures, edge)
 
         items = [(well, channel) for channel in channels for well in wells]
-        return dict(zip(items, pool.map(one, items), strict=True))
+        return dict(zip(items, pool.map(mosaic_of, items), strict=True))
 
 
 def contrast(index: Index, keys: Sequence[FieldKey], channel: int) -> tuple[float, float]:

@@ -159,7 +159,7 @@ def page_of(
 
 def _sheet(sheet: Sheet) -> Html:
     """Returns a grid of the rows and columns that hold a well, each with its picture."""
-    rows, columns = _used(sheet)
+    rows, columns = _rows_and_columns(sheet)
     cells: list[Html] = [tag("span"), *[tag("span", int(column)) for column in columns]]
     for row in rows:
         cells.append(tag("span", row))
@@ -170,7 +170,7 @@ def _sheet(sheet: Sheet) -> Html:
     return tag("div", *cells, class_="sheet", style=f"--columns: {len(columns)}; --edge: {width}px")
 
 
-def _used(sheet: Sheet) -> tuple[list[str], list[str]]:
+def _rows_and_columns(sheet: Sheet) -> tuple[list[str], list[str]]:
     places = sorted(sheet.wells, key=well_position)
     return list(dict.fromkeys(well[:-2] for well in places)), sorted({well[-2:] for well in places})
 
@@ -209,7 +209,7 @@ def draw(name: str, sheets: Sequence[Sheet], maps: Sequence[HeatMap], path: Path
     from matplotlib.figure import Figure
 
     drawn_sheets = list(sheets[:MOST_SHEETS])
-    arrays = [_composed(sheet) for sheet in drawn_sheets]
+    arrays = [_compose(sheet) for sheet in drawn_sheets]
     width = 13.0
     sheet_width = width / min(len(drawn_sheets), 2) if drawn_sheets else width
     sheets_height = sum(
@@ -234,9 +234,9 @@ def draw(name: str, sheets: Sequence[Sheet], maps: Sequence[HeatMap], path: Path
     save(figure, path, durable=False)
 
 
-def _composed(sheet: Sheet) -> np.ndarray[Any, Any]:
+def _compose(sheet: Sheet) -> np.ndarray[Any, Any]:
     """Returns all wells in one picture (y, x), 255 where there is none."""
-    rows, columns = _used(sheet)
+    rows, columns = _rows_and_columns(sheet)
     size = max(
         32, min(SHEET // len(columns), max(picture.across * picture.edge for picture in sheet.wells.values()))
     )
@@ -258,7 +258,7 @@ def _draw_sheets(part: Figure, sheets: Sequence[Sheet], arrays: Sequence[np.ndar
     for axis in grid[len(sheets) :]:
         axis.set_axis_off()
     for axis, sheet, array in zip(grid, sheets, arrays, strict=False):
-        rows, columns = _used(sheet)
+        rows, columns = _rows_and_columns(sheet)
         axis.imshow(array, cmap="gray", vmin=0, vmax=255)
         axis.set_xticks(
             array.shape[1] / len(columns) * (np.arange(len(columns)) + 0.5),

@@ -111,12 +111,12 @@ def _choose_boxes(sweep: Sweep) -> dict[ExampleBox, dict[Cell, BoxPrediction]]:
     boxes: dict[ExampleBox, dict[Cell, BoxPrediction]] = {}
     for element in sorted(sweep.elements, key=lambda element: (*element.cell.order, element.replicate)):
         if element.recipe.n in box_counts:
-            for box, prediction in _kept(element):
+            for box, prediction in _saved_predictions(element):
                 boxes.setdefault(box, {}).setdefault(element.cell, prediction)
     return boxes
 
 
-def _kept(element: Element) -> Iterator[tuple[ExampleBox, BoxPrediction]]:
+def _saved_predictions(element: Element) -> Iterator[tuple[ExampleBox, BoxPrediction]]:
     """Yields the content of panels.json and panels.npz; nothing where they do not exist, or are torn."""
     try:
         entries = json.loads((element.run.folder / "panels.json").read_text())

@@ -26,7 +26,7 @@ from hpc_isl.stages.shared.pictures import picture as drawn
 PICTURE = "heights.png"
 
 
-def _told(sweep: Sweep, cell: Cell, kind: str) -> list[dict[str, Any]]:
+def _evidence(sweep: Sweep, cell: Cell, kind: str) -> list[dict[str, Any]]:
     """Returns the evidence of one kind (fit, or confidence) in each draw that has it."""
     runs = [element.run for element in sweep.elements if element.cell == cell]
     evidence = [read_json(run.folder / LEFT_OUT) or {} for run in runs]
@@ -40,7 +40,7 @@ def draw_heights(sweep: Sweep) -> Picture | None:
 
     cell_by_arm = {arm: max((cell for cell in sweep.cells if cell.arm == arm), key=lambda cell: cell.order)
             for arm in sweep.arms}  # fmt: skip
-    fits_by_arm = {arm: fits for arm, cell in cell_by_arm.items() if (fits := _told(sweep, cell, "fit"))}
+    fits_by_arm = {arm: fits for arm, cell in cell_by_arm.items() if (fits := _evidence(sweep, cell, "fit"))}
     if not fits_by_arm:
         return None
     figure = Figure(figsize=(0.6 * WIDTH, 3.6), layout="constrained", dpi=DPI)
@@ -95,7 +95,7 @@ def section(sweep: Sweep, picture: Picture | None) -> Iterator[Html]:
 
 
 def _confidence_row(sweep: Sweep, cell: Cell) -> list[object] | None:
-    draws = [figures for figures in _told(sweep, cell, "confidence") if figures.get("objects")]
+    draws = [figures for figures in _evidence(sweep, cell, "confidence") if figures.get("objects")]
     if not draws:
         return None
 

@@ -58,7 +58,7 @@ def page_of(
     problem_list = [tag("ul", *[tag("li", line) for line in problems])] if problems else []
     evidence: list[object] = list(left_out.section(sweep, by_name.get(left_out.PICTURE)))
     sections: list[Section] = [
-        ("fewest", f"At {boxes(sweep, sweep.fewest)}", list(_fewest(results, by_name))),
+        ("fewest", f"At {boxes(sweep, sweep.fewest)}", list(_fewest_part(results, by_name))),
         ("curves", "Score against annotations", list(_curves(results, by_name))),
         ("savings", "Annotations saved at equal score", list(_savings(results))),
         *([("left-out", "Boxes left out in turn", evidence)] if evidence else []),
@@ -71,7 +71,7 @@ def page_of(
         tag("h1", f"Fine-tuning sweep: {sweep.run.name}"),
         tag("p", _about(sweep), class_="about"),
         tag("div", *[tag("p", line) for line in headline], class_="headline"),
-        *_warnings(sweep), *_final(results),
+        *_warnings(sweep), *_final_part(results),
         tag("nav", tag("ol", *contents), **{"aria-label": "contents"}),
         *[tag("section", tag("h2", title), *content, id=name) for name, title, content in sections],
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def _warnings(sweep: Sweep) -> Iterator[Html]:
         yield tag("div", *[tag("p", line) for line in lines], class_="warning")
 
 
-def _final(results: Results) -> Iterator[Html]:
+def _final_part(results: Results) -> Iterator[Html]:
     final = results.sweep.final
     if final is None:
         return
@@ -129,14 +129,16 @@ def _final(results: Results) -> Iterator[Html]:
 # ---------------------------------------------------------------- sections
 
 
-def _fewest(results: Results, by_name: Mapping[str, Picture]) -> Iterator[object]:
+def _fewest_part(results: Results, by_name: Mapping[str, Picture]) -> Iterator[object]:
     sweep = results.sweep
     yield figure(by_name["scores.png"])
     for facet in sweep.facets:
         deltas = [delta for delta in results.differences[results.truth, facet] if delta.n == sweep.fewest]
         if deltas:
             yield _differences(
-                deltas, f"N = {sweep.fewest}, {facet_title(sweep, facet)}. {_how(results, facet)}", False
+                deltas,
+                f"N = {sweep.fewest}, {facet_title(sweep, facet)}. {_interval_note(results, facet)}",
+                False,
             )
     if not results.differences[results.truth, ""]:
         yield tag(
@@ -144,7 +146,7 @@ def _fewest(results: Results, by_name: Mapping[str, Picture]) -> Iterator[object
         )
 
 
-def _how(results: Results, facet: str) -> str:
+def _interval_note(results: Results, facet: str) -> str:
     if len(results.sweep.replicates) == 1:
         return ONE_DRAW
     group = f"{results.sweep.group}, " if results.sweep.group else ""
@@ -189,7 +191,7 @@ def _savings(results: Results) -> Iterator[object]:
     rows = [
         [saving.arm, saving.n, f"{saving.objects:.0f}", number(saving.score), saving.base,
          "–" if saving.factor is None else f"{saving.factor} ×",
-         "–" if saving.likely is None else str(saving.likely)]
+         "–" if saving.interval is None else str(saving.interval)]
         for saving in savings
     ]  # fmt: skip
     score = name_of_score(results.sweep.score)
@@ -278,10 +280,10 @@ def headline(results: Results) -> list[str]:
     arms = [arm for arm in sweep.arms if arm.name.endswith("+isl") and Cell(arm, n) in design.columns]
     for index, arm in enumerate(arms):
         deltas = [delta for delta in results.differences[truth, ""] if delta.arm == arm]
-        lines.append(_reached(sweep, design, arm, deltas, index == 0))
-        lines += _beyond(deltas, n)
+        lines.append(_arm_sentence(sweep, design, arm, deltas, index == 0))
+        lines += _later_remarks(deltas, n)
         savings = [saving for saving in results.savings[truth] if saving.arm == arm]
-        lines += _saved([saving for saving in savings if saving.n == n])
+        lines += _savings_sentences([saving for saving in savings if saving.n == n])
     if not arms:
         cells = [cell for cell in design.columns if cell.n == n] or list(design.columns)
         scores_text = "; ".join(f"{cell.arm} {bounded(design.mean(cell))}" for cell in cells)
@@ -290,7 +292,7 @@ def headline(results: Results) -> list[str]:
     return [*lines, *([ONE_DRAW] if len(sweep.replicates) == 1 and sweep.counts else [])]
 
 
-def _reached(sweep: Sweep, design: Design, arm: Arm, deltas: Sequence[Difference], first: bool) -> str:
+def _arm_sentence(sweep: Sweep, design: Design, arm: Arm, deltas: Sequence[Difference], first: bool) -> str:
     n = sweep.fewest
     score = f"{name_of_score(sweep.score)} " if first else ""
     opening = f"With {boxes(sweep, n)}, " if first else ""
@@ -299,15 +301,15 @@ def _reached(sweep: Sweep, design: Design, arm: Arm, deltas: Sequence[Difference
     for delta in at_fewest:
         base_score = bounded(design.mean(Cell(delta.base, n)))
         if delta.base.name == "drafted":
-            parts.append(f"{delta.base} reaches {base_score}: {_against_drafted(delta)}")
+            parts.append(f"{delta.base} reaches {base_score}: {_verdict_on_drafted(delta)}")
         else:
-            parts.append(f"{delta.base} {base_score}, {_against(delta)}")
+            parts.append(f"{delta.base} {base_score}, {_gain_text(delta)}")
     if not at_fewest:
         parts.append("no arm to compare it with is done")
     return "; ".join(parts) + "."
 
 
-def _against(delta: Difference) -> str:
+def _gain_text(delta: Difference) -> str:
     gain = f"gain {bounded(delta.gain, percent)}" if math.isfinite(delta.gain.value) else "gain not defined"
     remarks = {
         "worse": ": ISL lowers the score",
@@ -317,7 +319,7 @@ def _against(delta: Difference) -> str:
     return gain + remarks.get(delta.verdict, "")
 
 
-def _against_drafted(delta: Difference) -> str:
+def _verdict_on_drafted(delta: Difference) -> str:
     verdict = delta.verdict
     # One draw has no interval: the sign decides, and a sentence says how little that means.
     if verdict == "not known":
@@ -330,7 +332,7 @@ def _against_drafted(delta: Difference) -> str:
     return f"{text} (difference {bounded(delta.value, signed)})"
 
 
-def _beyond(deltas: Sequence[Difference], n: N) -> Iterator[str]:
+def _later_remarks(deltas: Sequence[Difference], n: N) -> Iterator[str]:
     """Yields the further numbers of boxes at which ISL gains nothing over the arm without, or loses."""
     for base in dict.fromkeys(delta.base for delta in deltas if delta.base.name != "drafted"):
         later = [delta for delta in deltas if delta.base == base and delta.n not in (0, n)]
@@ -344,12 +346,12 @@ def _beyond(deltas: Sequence[Difference], n: N) -> Iterator[str]:
                 yield f"{line[0].upper()}{line[1:]}."
 
 
-def _saved(savings: Sequence[Saving]) -> Iterator[str]:
+def _savings_sentences(savings: Sequence[Saving]) -> Iterator[str]:
     for saving in savings:
         if saving.base.name == "drafted":
             continue
         if saving.factor is None:
             yield f"At a score of {number(saving.score)} no annotations are saved over {saving.base}."
             continue
-        likely = f" [{saving.likely}]" if saving.likely else ""
+        likely = f" [{saving.interval}]" if saving.interval else ""
         yield f"For that score, {saving.base} needs {saving.factor} × the annotated objects{likely}."

@@ -187,7 +187,7 @@ def _draw_curve(
 ) -> None:
     arm, means = curve[0].arm, [design.mean(cell) for cell in curve]
     # Colour and line tell ISL and initialisation; the mark tells what else an arm varies.
-    variant = list(dict.fromkeys(sweep_arm.rest for sweep_arm in sweep.arms)).index(arm.rest)
+    variant = list(dict.fromkeys(sweep_arm.variant for sweep_arm in sweep.arms)).index(arm.variant)
     isl = arm.name.endswith("+isl")
     axis.plot(
         positions, [mean.value for mean in means], MARKS[variant % len(MARKS)], color=color(arm), lw=2, ms=7,

@@ -173,7 +173,7 @@ def _differences(results: Results) -> Iterator[Row]:
 def _savings(results: Results) -> Iterator[Row]:
     for truth, savings in results.savings.items():
         for saving in savings:
-            factor, likely = saving.factor, saving.likely
+            factor, likely = saving.factor, saving.interval
             yield {
                 **_about(truth), "arm": str(saving.arm), "against": str(saving.base), "n": saving.n,
                 "objects": saving.objects, "score": saving.score,

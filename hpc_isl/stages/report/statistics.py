@@ -51,27 +51,27 @@ class Design:
             return np.full(len(cells), np.nan), undefined
         if len({replicate for _, replicate in keys}) == 1 and any(cell.n != 0 for cell in cells):
             return self._table(cells, keys).mean(0), undefined
-        if keys == self._all[0] and set(cells) <= set(self._all[1]):
-            places = [self._all[1].index(cell) for cell in cells]
-            return self._all[2].mean(0)[places], self._all[3][:, places]
+        if keys == self._complete_table[0] and set(cells) <= set(self._complete_table[1]):
+            places = [self._complete_table[1].index(cell) for cell in cells]
+            return self._complete_table[2].mean(0)[places], self._complete_table[3][:, places]
         table = self._table(cells, keys)
-        return table.mean(0), _resampled(table, keys)
+        return table.mean(0), _resample_means(table, keys)
 
     def _table(self, cells: Sequence[Cell], keys: Sequence[Key]) -> Floats:
         return np.array([[self.columns[cell][key] for cell in cells] for key in keys])
 
     @cached_property
-    def _all(self) -> tuple[list[Key], list[Cell], Floats, Floats]:
+    def _complete_table(self) -> tuple[list[Key], list[Cell], Floats, Floats]:
         """All keys, the cells that have every score, their table and its resamples."""
         # Resampled once for all of them: nearly always these are all the cells of the sweep.
         union = {key for column in self.columns.values() for key in column}
         cells = [cell for cell, column in self.columns.items() if len(column) == len(union)]
         keys = sorted(union, key=str)
         table = self._table(cells, keys)
-        return keys, cells, table, _resampled(table, keys) if cells else np.empty((RESAMPLES, 0))
+        return keys, cells, table, _resample_means(table, keys) if cells else np.empty((RESAMPLES, 0))
 
 
-def _resampled(table: Floats, keys: Sequence[Key]) -> Floats:
+def _resample_means(table: Floats, keys: Sequence[Key]) -> Floats:
     """Returns the means of each resample: draws are crossed with test boxes, or nested in their groups."""
     paths, replicates = [path for path, _ in keys], [replicate for _, replicate in keys]
     if len(set(paths)) * len(set(replicates)) == len(keys):
@@ -159,11 +159,11 @@ def rivals(sweep: Sweep) -> list[tuple[Arm, Arm]]:
     """
     isl = [arm for arm in sweep.arms if arm.name.endswith("+isl")]
     bases = [arm for arm in sweep.arms if arm not in isl]
-    isl_rests, base_rests = ({arm.rest for arm in arms} for arms in (isl, bases))
+    isl_variants, base_variants = ({arm.variant for arm in arms} for arms in (isl, bases))
 
     def alike(arm: Arm, base: Arm) -> bool:
-        alone = (arm.rest not in base_rests) + (base.rest not in isl_rests)
-        return arm.rest == base.rest or alone == 1 or not isl_rests & base_rests
+        alone = (arm.variant not in base_variants) + (base.variant not in isl_variants)
+        return arm.variant == base.variant or alone == 1 or not isl_variants & base_variants
 
     return [
         (arm, base)
@@ -207,7 +207,7 @@ class Saving:
 
     Attributes:
         factor: None where the score is next to nothing: that much is reached without annotations.
-        likely: 95 % interval; None where one draw alone was made, or there is no factor.
+        interval: 95 % interval; None where one draw alone was made, or there is no factor.
     """
 
     arm: Arm
@@ -216,18 +216,18 @@ class Saving:
     objects: float
     score: float
     factor: Between | None
-    likely: Between | None
+    interval: Between | None
 
 
 def savings(sweep: Sweep, scores: Design) -> Iterator[Saving]:
     """Yields the savings at the scores that each arm with ISL reaches, curves taken as rising."""
     for arm, base in rivals(sweep):
-        arm_cells, base_cells = _on_curve(sweep, scores, arm), _on_curve(sweep, scores, base)
+        arm_cells, base_cells = _curve_cells(sweep, scores, arm), _curve_cells(sweep, scores, base)
         if arm_cells and base_cells and scores.common([*arm_cells, *base_cells]):
             yield from _savings(sweep, scores, arm_cells, base_cells)
 
 
-def _on_curve(sweep: Sweep, scores: Design, arm: Arm) -> list[Cell]:
+def _curve_cells(sweep: Sweep, scores: Design, arm: Arm) -> list[Cell]:
     """Returns the cells of an arm by rising number of objects; where two have as many, the first."""
     # Reversed, so that of two numbers with as many objects the smaller one stays.
     cells = {sweep.trained(n, "objects"): Cell(arm, n) for n in reversed(sweep.counts)

@@ -40,17 +40,17 @@ class Arm:
     """An initialisation, and what else is swept beside boxes and chance: `train.steps=1600`."""
 
     name: str
-    rest: str = ""
+    variant: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.rest}" if self.rest else self.name
+        return f"{self.name}, {self.variant}" if self.variant else self.name
 
     @property
     def order(self) -> tuple[int, str, list[str], str]:
-        """By name as people list arms; numbers in the rest by their size."""
+        """By name as people list arms; numbers in the variant by their size."""
         # Padded, so that 1600 comes after 400.
-        numbers = [digits.zfill(20) for digits in re.findall(r"\d+", self.rest)]
-        return ORDER.index(self.name) if self.name in ORDER else len(ORDER), self.name, numbers, self.rest
+        numbers = [digits.zfill(20) for digits in re.findall(r"\d+", self.variant)]
+        return ORDER.index(self.name) if self.name in ORDER else len(ORDER), self.name, numbers, self.variant
 
 
 @dataclass(frozen=True)
@@ -242,14 +242,14 @@ def _usual_values(sweep: SweepRecipe, flat: Sequence[Mapping[str, Any]]) -> dict
     """
     usual: dict[str, str | None] = {}
     for key in swept_keys(sweep):
-        values = Counter(_shown(recipe, key) for recipe in flat)
+        values = Counter(_value_label(recipe, key) for recipe in flat)
         if key not in AXES and len(values) > 1:
             always = all(key in group for group in _groups(sweep))
             usual[key] = None if always else values.most_common(1)[0][0]
     return usual
 
 
-def _shown(flat: Mapping[str, Any], key: str) -> str:
+def _value_label(flat: Mapping[str, Any], key: str) -> str:
     """Returns the value of a key as a label has it: of a path its last part."""
     values = [value for name, value in flat.items() if name == key or name.startswith(f"{key}.")]
     return " ".join(Path(v).name if isinstance(v, str) and "/" in v else f"{v}" for v in values)
@@ -278,7 +278,7 @@ def read_sweep(run: Run) -> Sweep:
     missing: dict[str, str] = {}
     for member in members:
         try:
-            values = {key: _shown(flat.get(member, {}), key) for key in usual}
+            values = {key: _value_label(flat.get(member, {}), key) for key in usual}
             variant = ", ".join(f"{key}={value}" for key, value in values.items() if value != usual[key])
             done_elements.append(_element(member, recipes.get(member), variant))
         except _MissingError as reason:

@@ -136,9 +136,9 @@ def _check_sources(plate: PlateInput) -> Iterator[str]:
     reasons = list(plate.reasons_unseen(models.view, plate.keys))
     if len(reasons) == len(plate.keys):
         raise UserError(reasons[0])
-    if plate.without:
+    if plate.keys_without_source:
         names = ", ".join(repr(role.channel) for role in models.view.sources)
-        left_out = some_fields(plate.without, "is", "are")
+        left_out = some_fields(plate.keys_without_source, "is", "are")
         yield f"{plate.name}: {left_out} left out: no plane of a source ({names})"
     if reasons:
         yield f"{plate.name}: {len(reasons)} of {len(plate.keys)} fields cannot be seen, as {reasons[0]}"
@@ -228,7 +228,7 @@ def choose_labels_name(inputs: SegmentInputs) -> tuple[SegmentInputs, tuple[str,
 
 def _has_drawn(plate: PlateInput) -> bool:
     """Returns whether any field of the plate has labels of the run's name that no run of segment computed."""
-    return any(not fingerprint for _, fingerprint in plate.provenance.values())
+    return any(not provenance.fingerprint for provenance in plate.provenance.values())
 
 
 # ---------------------------------------------------------------- a plate, before and when a run starts
@@ -239,20 +239,20 @@ class ExistingLabels:
     """The labels that a plate holds under the name of a run: fields of each kind, in plate order.
 
     Attributes:
-        left: without labels of this run yet.
-        kept: with labels of the name that people drew or drafted, which stay.
+        missing: without labels of this run yet.
+        drawn: with labels of the name that people drew or drafted, which stay.
         corrected: where people have corrected computed ones besides.
-        others: with labels of another run of segment, or of another recipe.
-        edited: with computed labels that were to be replaced, and that a person may have edited in place.
-        known: that they were edited; else they have no checksum.
+        by_others: with labels of another run of segment, or of another recipe.
+        maybe_edited: with computed labels that were to be replaced, and that a person may have edited.
+        edits_are_known: that they were edited; else they have no checksum.
     """
 
-    left: list[FieldKey]
-    kept: list[FieldKey]
+    missing: list[FieldKey]
+    drawn: list[FieldKey]
     corrected: list[FieldKey]
-    others: list[FieldKey]
-    edited: list[FieldKey]
-    known: bool
+    by_others: list[FieldKey]
+    maybe_edited: list[FieldKey]
+    edits_are_known: bool
 
 
 def existing_labels(plate: PlateInput, todo: Collection[FieldKey] = ()) -> ExistingLabels:
@@ -262,19 +262,19 @@ def existing_labels(plate: PlateInput, todo: Collection[FieldKey] = ()) -> Exist
     those of another run that are to be replaced.
     """
     name, keeps_labels = plate.models.labels, "labels" in plate.recipe.outputs
-    existing = ExistingLabels([], [], [], [], [], known=False)
+    existing = ExistingLabels([], [], [], [], [], edits_are_known=False)
     for key in plate.keys if keeps_labels else ():
         provenance = plate.provenance.get(key)
-        if provenance and not provenance[1]:
-            existing.kept.append(key)
+        if provenance and not provenance.fingerprint:
+            existing.drawn.append(key)
             provenance = label_provenance(plate.image(key), name + COPY)
-        is_current = provenance is not None and provenance[1] == plate.labels_fingerprint(key)
+        is_current = provenance is not None and provenance.fingerprint == plate.labels_fingerprint(key)
         if not is_current:
-            existing.left.append(key)
-        if provenance and not provenance[1]:
+            existing.missing.append(key)
+        if provenance and not provenance.fingerprint:
             existing.corrected.append(key)
         elif provenance and not is_current:
-            existing.others.append(key)
+            existing.by_others.append(key)
 
     def is_edited(key: FieldKey) -> bool | None:
         """Returns whether computed labels were edited, where there are any; None: they have no checksum."""
@@ -285,13 +285,13 @@ def existing_labels(plate: PlateInput, todo: Collection[FieldKey] = ()) -> Exist
         except UserError as error:
             raise UserError(f"{error}; what cannot be read is not replaced: move it away first") from None
 
-    replaced = {*(existing.others if plate.recipe.overwrite else ()), *todo}
+    replaced = {*(existing.by_others if plate.recipe.overwrite else ()), *todo}
     keys = [key for key in plate.keys if key in replaced]
     with ThreadPoolExecutor(THREADS) as pool:  # reading a checksum waits for the disk
         edits = dict(zip(keys, pool.map(is_edited, keys), strict=True))
-    unknown = [key for key in existing.others if key in edits and edits[key] is None]
+    unknown = [key for key in existing.by_others if key in edits and edits[key] is None]
     known = [key for key, was_edited in edits.items() if was_edited]
-    return replace(existing, edited=known or unknown, known=bool(known))
+    return replace(existing, maybe_edited=known or unknown, edits_are_known=bool(known))
 
 
 def check_label_conflicts(plate: PlateInput, existing: ExistingLabels) -> None:
@@ -306,18 +306,18 @@ def check_label_conflicts(plate: PlateInput, existing: ExistingLabels) -> None:
             f"{path}: on {some_fields(existing.corrected)} people have labels {name!r}, and "
             f"have corrected the computed ones, {name + COPY!r}: neither is replaced; name others"
         )
-    if existing.others and not plate.recipe.overwrite:
-        first = existing.others[0]
-        computed = name + COPY * (first in existing.kept)
+    if existing.by_others and not plate.recipe.overwrite:
+        first = existing.by_others[0]
+        computed = name + COPY * (first in existing.drawn)
         origin = _computed_before(plate, first, computed) or "of another run of segment, or of another recipe"
         raise UserError(
-            f"{path}: {some_fields(existing.others, 'has', 'have')} labels {computed!r} {origin}; choose "
+            f"{path}: {some_fields(existing.by_others, 'has', 'have')} labels {computed!r} {origin}; choose "
             "another labels= (and --name), or overwrite=true replaces them"
         )
-    if existing.edited:
-        computed = name + COPY * (existing.edited[0] in existing.kept)
-        fields = some_fields(existing.edited, "has", "have")
-        raise UserError(f"{path}: {fields} labels {computed!r} that {edits_stay(existing.known)}")
+    if existing.maybe_edited:
+        computed = name + COPY * (existing.maybe_edited[0] in existing.drawn)
+        fields = some_fields(existing.maybe_edited, "has", "have")
+        raise UserError(f"{path}: {fields} labels {computed!r} that {edits_stay(existing.edits_are_known)}")
 
 
 def _computed_before(plate: PlateInput, key: FieldKey, name: str) -> str:
@@ -326,7 +326,7 @@ def _computed_before(plate: PlateInput, key: FieldKey, name: str) -> str:
     for change in plate.index.changes:
         # Labels of this very recipe have another fingerprint if the metadata changed since.
         index = replace(plate.index, plate=former(plate.index.plate, change))
-        if provenance and plate.labels_fingerprint(key, index) == provenance[1]:
+        if provenance and plate.labels_fingerprint(key, index) == provenance.fingerprint:
             return f"that were computed before its metadata changed ({'; '.join(change.lines)})"
     return ""
 
@@ -337,9 +337,9 @@ def check_writable(plate: PlateInput, existing: ExistingLabels) -> None:
     Raises:
         UserError: none can.
     """
-    if existing.left and all(unwritable(labels_home(plate.image(key))) for key in existing.left):
+    if existing.missing and all(unwritable(labels_home(plate.image(key))) for key in existing.missing):
         raise UserError(
-            f"{plate.image(existing.left[0])} cannot be written, and labels go there: copy the plate to "
+            f"{plate.image(existing.missing[0])} cannot be written, and labels go there: copy the plate to "
             "where it can, or keep no labels, as in outputs=[mask]"
         )
 
@@ -386,7 +386,7 @@ def _change(run: Path, records: Mapping[str, Row], plate: PlateInput, key: Field
     provenance = label_provenance(image, name)
     if provenance is None:
         return "are gone"
-    if provenance[1] != plate.labels_fingerprint(key):
+    if provenance.fingerprint != plate.labels_fingerprint(key):
         return "are of another run by now"
     try:
         if "labels" in record:

@@ -89,12 +89,12 @@ class Verified:
     """The result of verifying a field that is done; all empty: nothing is wrong with it.
 
     Attributes:
-        wrong: why it has to be computed again.
+        fault: why it has to be computed again.
         not_comparable: why it could not be verified.
         edited: its labels are no longer those that were computed: they stay.
     """
 
-    wrong: str = ""
+    fault: str = ""
     not_comparable: str = ""
     edited: str = ""
 
@@ -116,7 +116,7 @@ def verify_field(task: FieldTask) -> Verified:
     if record.get("device", segmenter.device) != segmenter.device:
         return Verified(not_comparable=f"computed on {record['device']}, and this is {segmenter.device}")
     expected = record.get("hash")
-    with _computed(segmenter, reader, task) as (labels, table):
+    with _compute(segmenter, reader, task) as (labels, table):
         if files.content_hash(labels, table) != expected:
             return Verified("computed again, its objects are others than its record says")
         if "labels" not in segmenter.recipe.outputs:
@@ -135,7 +135,7 @@ def verify_field(task: FieldTask) -> Verified:
 
 
 @contextmanager
-def _computed(
+def _compute(
     segmenter: Segmenter, reader: FieldReader, task: FieldTask
 ) -> Iterator[tuple[list[Labels], pa.Table]]:
     """Yields the labels of each time, and the table, as they are computed now."""
@@ -229,7 +229,11 @@ def reference_counts(reference: ReferenceRecipe | None, reader: FieldReader, own
         return None
     if reference.labels is not None:
         provenance = label_provenance(reader.image, reference.labels)
-        if provenance is None or provenance[1] == own or not fully_annotated(reader.image, reference.labels):
+        if (
+            provenance is None
+            or provenance.fingerprint == own
+            or not fully_annotated(reader.image, reference.labels)
+        ):
             return None
         labels = read_labels(reader.image, reference.labels).reshape(-1, *reader.shape)
         return [int(np.count_nonzero(np.unique(image))) for image in labels]

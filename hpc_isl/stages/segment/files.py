@@ -55,7 +55,7 @@ class FieldTask:
         name, slug: of the plate, in tables and in file names.
         fingerprint: of all that decides labels and measurements; `labels_fingerprint`: of what decides the
             labels alone.
-        former: the fingerprint as earlier versions noted it, where that was another.
+        former_fingerprint: the fingerprint as earlier versions noted it, where that was another.
         confidence: the column that says how far objects may be trusted, as PlateInput knows it.
     """
 
@@ -66,7 +66,7 @@ class FieldTask:
     key: FieldKey
     fingerprint: str = ""
     labels_fingerprint: str = ""
-    former: str = ""
+    former_fingerprint: str = ""
     confidence: str | None = None
 
     @property
@@ -106,7 +106,7 @@ COPY = " predicted"
 def labels_name(image: Path, name: str) -> str:
     """Returns the name for computed labels of an image: those that people drew, or a draft, stay."""
     provenance = label_provenance(image, name)
-    return name if provenance is None or provenance[1] else name + COPY
+    return name if provenance is None or provenance.fingerprint else name + COPY
 
 
 def check_can_write_labels(image: Path, name: str, fingerprint: str, overwrite: bool) -> None:
@@ -118,7 +118,7 @@ def check_can_write_labels(image: Path, name: str, fingerprint: str, overwrite: 
     check_owner(image, name, fingerprint, overwrite)
     computed_name = labels_name(image, name)
     provenance = label_provenance(image, computed_name)
-    if provenance is None or (provenance[1] == fingerprint and edited(image, computed_name) is None):
+    if provenance is None or (provenance.fingerprint == fingerprint and edited(image, computed_name) is None):
         return  # of an earlier version, without a checksum: the writer compares pixels
     refuse_edited(image, computed_name)
 
@@ -131,9 +131,9 @@ def check_owner(image: Path, name: str, fingerprint: str, overwrite: bool = Fals
     """
     computed_name = labels_name(image, name)
     provenance = label_provenance(image, computed_name)
-    if provenance is None or provenance[1] == fingerprint:
+    if provenance is None or provenance.fingerprint == fingerprint:
         return
-    if not provenance[1]:
+    if not provenance.fingerprint:
         raise UserError(
             f"{image}: people have labels {name!r} there, and have corrected those that were computed, "
             f"{name + COPY!r}: neither is replaced; choose another labels="
@@ -152,7 +152,11 @@ def done_record(task: FieldTask, image: Path, labels: str | None, gathered: Row 
     """
     field_record = read_json(task.record)
     record = gathered if field_record is None else field_record
-    if record is None or "problem" in record or record["fingerprint"] not in (task.fingerprint, task.former):
+    if (
+        record is None
+        or "problem" in record
+        or record["fingerprint"] not in (task.fingerprint, task.former_fingerprint)
+    ):
         return None
     if task.table.exists():
         has_objects = field_record is not None  # else their table was written, and the record was to follow
@@ -162,7 +166,7 @@ def done_record(task: FieldTask, image: Path, labels: str | None, gathered: Row 
         return None
     if labels is not None:
         provenance = label_provenance(image, labels_name(image, labels))
-        if provenance is None or provenance[1] != task.labels_fingerprint:
+        if provenance is None or provenance.fingerprint != task.labels_fingerprint:
             return None
     return record
 

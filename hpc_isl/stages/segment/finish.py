@@ -53,7 +53,7 @@ def finish(
     missing = len(inputs.fields) - len(rows)
     assert not missing, f"{missing} fields have no record"
     to_retry = len(failed)
-    left_out = {plate.slug: list(_left_out(plate)) for plate in inputs.plates}
+    left_out = {plate.slug: list(_left_out_rows(plate)) for plate in inputs.plates}
     failed += [row for plate in left_out.values() for row in plate]
     losses = run.folder / "losses.csv"
     if failed:
@@ -62,7 +62,7 @@ def finish(
         losses.unlink(missing_ok=True)  # of an earlier attempt
     if to_retry == len(rows):
         raise RuntimeError(f"no field could be segmented; the first: {failed[0]['problem']}")
-    schema, complete_keys = pq.read_schema(schema_file(run.folder)), _whole(inputs, rows)
+    schema, complete_keys = pq.read_schema(schema_file(run.folder)), _complete_keys(inputs, rows)
     for plate in inputs.plates:
         gather.gather_objects(run, plate, complete_keys[plate.slug], duplicates.get(plate.slug, ()), schema)
         gather.gather_records(run, plate)
@@ -92,7 +92,7 @@ def finish(
     })  # fmt: skip
 
 
-def _left_out(plate: PlateInput) -> Iterator[Row]:
+def _left_out_rows(plate: PlateInput) -> Iterator[Row]:
     """Yields fields left out by `convert`, or without a source: the counts of their wells lack them.
 
     None where the recipe chooses its fields: the user knows which.
@@ -106,7 +106,7 @@ def _left_out(plate: PlateInput) -> Iterator[Row]:
         if key.acquisition in acquisitions and key not in converted:
             by_field.setdefault(key, []).append(problem)
     reasons = {key: f"left out by convert: {'; '.join(problems)}" for key, problems in by_field.items()}
-    reasons |= dict.fromkeys(plate.without, "left out: a source of the model was not imaged")
+    reasons |= dict.fromkeys(plate.keys_without_source, "left out: a source of the model was not imaged")
     for key, reason in reasons.items():
         place = {"well": key.well, "field": key.name, "acquisition": key.acquisition}
         yield {"plate": plate.name, **place, "problem": reason}
@@ -169,7 +169,7 @@ def _finish_maps(
     return {"what the network says": run.folder / "maps"}
 
 
-def _whole(inputs: SegmentInputs, rows: Sequence[Row]) -> dict[str, list[FieldKey]]:
+def _complete_keys(inputs: SegmentInputs, rows: Sequence[Row]) -> dict[str, list[FieldKey]]:
     """Returns slug of a plate -> its fields that did not fail, in plate order."""
     complete_keys: dict[str, list[FieldKey]] = {plate.slug: [] for plate in inputs.plates}
     for (plate, key), row in zip(inputs.fields, rows, strict=True):

@@ -36,7 +36,7 @@ class PlateObjects:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held: tuple[int, pa.Table] | None = None
+        self._cached_group: tuple[int, pa.Table] | None = None
 
     def read(self, key: FieldKey) -> pa.Table:
         """Returns a row for each object of a field."""
@@ -60,9 +60,9 @@ class PlateObjects:
         return parts
 
     def _group(self, number: int) -> pa.Table:
-        if self._held is None or self._held[0] != number:
-            self._held = number, self._file.read_row_group(number)
-        return self._held[1]
+        if self._cached_group is None or self._cached_group[0] != number:
+            self._cached_group = number, self._file.read_row_group(number)
+        return self._cached_group[1]
 
 
 def objects_of(task: FieldTask) -> pa.Table:

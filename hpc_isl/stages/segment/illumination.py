@@ -149,7 +149,7 @@ class Illumination:
             pixels -= dark[box] if isinstance(dark, np.ndarray) else np.float32(dark)
             flat = self.profile(channel, run)
             if isinstance(flat, Path):
-                pixels /= _relative(flat, self.measure.dark_file, self.measure.dark, shape)[box]
+                pixels /= _relative_light(flat, self.measure.dark_file, self.measure.dark, shape)[box]
             elif flat is not None:
                 pixels /= gain(flat, shape, box)
         if self.measure.background_px:
@@ -157,7 +157,7 @@ class Illumination:
         return pixels
 
     def _dark(self, shape: tuple[int, int]) -> float | Pixels:
-        return _sized(self.measure.dark_file, shape) if self.measure.dark_file else self.measure.dark
+        return _image_of_shape(self.measure.dark_file, shape) if self.measure.dark_file else self.measure.dark
 
     def estimated(self, channel: str) -> dict[str, Any]:
         """Returns the profile of a channel, how many fields it is from, and how even they are with it.
@@ -172,11 +172,11 @@ class Illumination:
             y, x = self.index.field(key).shape[-2:]
             dark = self._dark((y, x))
             if isinstance(dark, np.ndarray):
-                dark = _interpolated(dark, plane.whole, 2.0**plane.level)
+                dark = _interpolate(dark, plane.whole, 2.0**plane.level)
             planes.append(counts(plane, plane.whole) - dark)
         # Bright cells are rare in any one place: the median of fields leaves most of them out.
         profile = estimate(planes, np.median)
-        even = [plane / gain(profile, plane.shape, _all(plane.shape)) for plane in planes]
+        even = [plane / gain(profile, plane.shape, _whole_box(plane.shape)) for plane in planes]
         before, after = (
             np.median([block_means(image)[0] for image in images], axis=0) for images in (planes, even)
         )
@@ -207,16 +207,16 @@ def background(pixels: Pixels, labels: Labels, edge: int) -> Pixels:
         return np.zeros_like(pixels)
     nearest = ndimage.distance_transform_edt(np.isnan(grid), return_distances=False, return_indices=True)
     grid = grid[tuple(nearest)]
-    return _interpolated(grid, _all(pixels.shape), 1 / edge)
+    return _interpolate(grid, _whole_box(pixels.shape), 1 / edge)
 
 
-def _interpolated(image: Pixels, box: Box, step: float) -> Pixels:
+def _interpolate(image: Pixels, box: Box, step: float) -> Pixels:
     """Returns a box (y, x) of the image on a grid whose pixels are as long as `step` of its own."""
     pixels: Pixels = resampled(lambda part: image[None][:, *part], box, step, image.shape)[0]
     return pixels
 
 
-def _all(shape: Sequence[int]) -> Box:
+def _whole_box(shape: Sequence[int]) -> Box:
     return slice(0, shape[0]), slice(0, shape[1])
 
 
@@ -237,7 +237,7 @@ def _image(path: Path) -> Pixels:
     return np.asarray(pixels, np.float32)
 
 
-def _sized(path: Path, shape: tuple[int, int]) -> Pixels:
+def _image_of_shape(path: Path, shape: tuple[int, int]) -> Pixels:
     pixels = _image(path)
     if pixels.shape != tuple(shape):
         raise UserError(f"{path}: has {pixels.shape} pixels (y, x), and fields have {tuple(shape)}")
@@ -245,8 +245,10 @@ def _sized(path: Path, shape: tuple[int, int]) -> Pixels:
 
 
 @lru_cache(maxsize=16)
-def _relative(flat: Path, dark_file: Path | None, dark: float, shape: tuple[int, int]) -> Pixels:
-    light = _sized(flat, shape) - (_sized(dark_file, shape) if dark_file else np.float32(dark))
+def _relative_light(flat: Path, dark_file: Path | None, dark: float, shape: tuple[int, int]) -> Pixels:
+    light = _image_of_shape(flat, shape) - (
+        _image_of_shape(dark_file, shape) if dark_file else np.float32(dark)
+    )
     mean = light.mean(dtype=np.float64)
     if not mean > 0:
         raise UserError(f"{flat}: is no brighter than the dark")
@@ -286,7 +288,7 @@ def check_illumination(plates: Sequence[PlateInput]) -> Iterator[str]:
         ]
         paths = [file for file in (measure.dark_file, *measure.flat_field_files.values()) if file]
         for path in paths:
-            _sized(path, plate.index.field(plate.keys[0]).shape[-2:])
+            _image_of_shape(path, plate.index.field(plate.keys[0]).shape[-2:])
     if reasons:
         more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise UserError(
@@ -355,7 +357,7 @@ def _draw(estimates: Mapping[str, Any], title: str, path: Path) -> None:
         figure.subplots(len(channels), 3, squeeze=False), channels.items(), strict=True
     ):
         before, after = map(np.array, figures["squares"])
-        gain_map = gain(figures["profile"], before.shape, _all(before.shape))
+        gain_map = gain(figures["profile"], before.shape, _whole_box(before.shape))
         captions = (f"{name}\nmedian of {figures['fields']} fields, varies by {figures['before']:.1%}",
                     "gain", f"after the correction, {figures['after']:.1%}")  # fmt: skip
         low, high = min(before.min(), gain_map.min()), max(before.max(), gain_map.max())

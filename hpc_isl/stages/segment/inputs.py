@@ -16,8 +16,8 @@ from hpc_isl.learning.data.fields import field_view, image_key, imaged_times, se
 from hpc_isl.learning.data.rescale import Scale, at_scale, scale_on
 from hpc_isl.learning.data.view import View
 from hpc_isl.learning.network.contract import Contract
-from hpc_isl.plates.label_groups import slug
-from hpc_isl.plates.plate import FieldKey, Plate
+from hpc_isl.plates.label_groups import LabelProvenance, slug
+from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.store import Index, label_provenance, open_plate, stamp
 from hpc_isl.recipes.load import digests, load_kept
 from hpc_isl.recipes.segment import SegmentRecipe
@@ -54,7 +54,7 @@ class PlateInput:
     index: Index
     name: str = ""
     keys: tuple[FieldKey, ...] = ()
-    without: tuple[FieldKey, ...] = ()
+    keys_without_source: tuple[FieldKey, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -193,8 +193,8 @@ class PlateInput:
         return self.illumination.facts()
 
     @cached_property
-    def provenance(self) -> Mapping[FieldKey, tuple[str, str]]:
-        """Field -> who made its labels of the run's name, as `label_provenance` returns it; read once."""
+    def provenance(self) -> Mapping[FieldKey, LabelProvenance]:
+        """Field -> where its labels of the run's name come from; read once."""
         provenances = (
             (field.key, label_provenance(self.image(field.key), self.models.labels))
             for field in self.index.plate.fields
@@ -215,7 +215,9 @@ class PlateInput:
         `index`: of the plate as it was before its metadata changed.
         """
         index = index or self.index
-        facts = {"model": self.models.model_hashes[0], "plate": _sizes(index.plate), "field": str(key)}
+        plate = index.plate
+        sizes = [plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]]
+        facts = {"model": self.models.model_hashes[0], "plate": json.dumps(sizes), "field": str(key)}
         keys = [image_key(key, role) for role in self.models.contract.view.sources]
         return self._digests[0](facts | _pixels(index, keys))
 
@@ -243,7 +245,7 @@ class PlateInput:
         ):  # fmt: skip
             provenance = label_provenance(self.image(key), name) if name else None
             # Labels that this run itself wrote are neither.
-            if name and provenance and provenance[1] != facts["labels"]:
+            if name and provenance and provenance.fingerprint != facts["labels"]:
                 facts[kind] = labels_stamp(self.image(key), name)
         keys = [key]
         if self.models.stain_contract:
@@ -251,11 +253,6 @@ class PlateInput:
         if reference and reference.acquisition is not None:
             keys.append(replace(key, acquisition=reference.acquisition))
         return self._digests[1](facts | _pixels(index, keys))
-
-
-def _sizes(plate: Plate) -> str:
-    """Returns sizes of pixels, and the vendor's illumination."""
-    return json.dumps([plate.pixel_um, plate.plane_um, [channel.flat_field for channel in plate.channels]])
 
 
 def _pixels(index: Index, keys: Sequence[FieldKey]) -> dict[str, str]:
@@ -322,7 +319,9 @@ def _with_fields(plate: PlateInput) -> PlateInput:
         names = ", ".join(f"{role.channel!r} {role.plane}" for role in sources)
         raise UserError(f"{index.path}: none of {len(keys)} fields has all sources of the model ({names})")
     imaged = set(imaged_keys)  # of thousands
-    return replace(plate, keys=imaged_keys, without=tuple(key for key in keys if key not in imaged))
+    return replace(
+        plate, keys=imaged_keys, keys_without_source=tuple(key for key in keys if key not in imaged)
+    )
 
 
 def unique_names(plates: Sequence[tuple[str, str]]) -> list[str]:

@@ -76,12 +76,12 @@ def _columns(
     if name := plate.illumination.name:
         # Corrected counts have no greatest value: saturation shows in raw pixels alone.
         for channel in plate.illumination.channels:
-            columns[f"{channel}_saturated"] = _saturated(labels, raw[channel], len(columns["label"]))
+            columns[f"{channel}_saturated"] = _saturated_shares(labels, raw[channel], len(columns["label"]))
         columns[CORRECTION] = np.full(len(columns["label"]), name, object)
     return columns
 
 
-def _saturated(labels: Labels, raw: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
+def _saturated_shares(labels: Labels, raw: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
     """Returns the share of each object's pixels that lie at a camera's greatest value."""
     if raw is None:
         return np.full(count, np.nan)

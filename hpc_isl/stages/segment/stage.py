@@ -168,7 +168,7 @@ def _workload(inputs: SegmentInputs) -> Workload:
         "stage": "segment", **net_like(contract.net, recipe.predict or contract.predict),
         "kind": inputs.models.kind, "enlarged": round(scale.to_level_0, 2),
         "measure": recipe.measure.channels, "cells": recipe.cells is not None,
-        "write": sorted(recipe.outputs), **_more_measured(recipe),
+        "write": sorted(recipe.outputs), **_slower_measurements(recipe),
         "stain": stain and net_like(stain.net, stain.predict), "threads": recipe.threads,
         "precision": recipe.precision, "compile": recipe.compile,
     }  # fmt: skip
@@ -179,7 +179,7 @@ def _workload(inputs: SegmentInputs) -> Workload:
     return Workload(like, {FIELDS: _pixels(inputs) / 1e6 * (count - 1) / count})
 
 
-def _more_measured(recipe: SegmentRecipe) -> dict[str, object]:
+def _slower_measurements(recipe: SegmentRecipe) -> dict[str, object]:
     """Returns what takes longer than measuring did in earlier versions, whose times still count."""
     extras: dict[str, object] = {"corrected": recipe.measure.corrects, "nuclei": recipe.nuclei is not None}
     extras["groups"] = sorted({*recipe.measure.features} - {"shape", "intensity"})
@@ -333,10 +333,10 @@ def _verify(attempt: Attempt, tasks: Sequence[PlateTask], rows: Sequence[Row], p
         attempt.progress(number, count, "fields verified", number)
         if answer.problem or answer.value.not_comparable:
             not_comparable.append(f"{answer.name}: {answer.problem or answer.value.not_comparable}")
-        elif answer.value.wrong:
-            wrong.append(f"{answer.name}: {answer.value.wrong}")
+        elif answer.value.fault:
+            wrong.append(f"{answer.name}: {answer.value.fault}")
             # So that it is computed anew.
-            write_record(fields[answer.name][1], {"problem": f"to be computed again: {answer.value.wrong}"})
+            write_record(fields[answer.name][1], {"problem": f"to be computed again: {answer.value.fault}"})
         elif answer.value.edited:
             edited.append(f"{answer.name}: {answer.value.edited}")
         else:

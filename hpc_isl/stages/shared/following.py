@@ -47,7 +47,7 @@ def pretrain_line(index: Index) -> str | None:
     stains = [{"channel": c.name, "plane": "max"} for c in channels if c.fluorescent]
     # First passes that were merged, then the channels of the shipped recipe, then those of the plate.
     plate_keys = [f"sources={written(label_free)}", f"targets={written(stains)}"]
-    passes = [_of_passes(index)] if len(index.plate.acquisitions) > 1 else []
+    passes = [_keys_of_passes(index)] if len(index.plate.acquisitions) > 1 else []
     for keys in (*passes, [], plate_keys):
         with suppress(UserError):
             recipe = load("pretrain", None, [f"plates={written([str(index.path)])}", *keys])
@@ -57,7 +57,7 @@ def pretrain_line(index: Index) -> str | None:
     return None
 
 
-def _of_passes(index: Index) -> list[str]:
+def _keys_of_passes(index: Index) -> list[str]:
     """Returns sources and targets of a plate that was imaged live, and then stained."""
     keys = []
     for key, fluorescent, plane in (("sources", False, "focus"), ("targets", True, "max")):
@@ -82,7 +82,7 @@ def after_pretraining(study: PlateViews, arm: str) -> list[str]:
         arm: that the pretrained model starts.
     """
     plates = word("plates", [str(index.path) for index in study.indices])
-    for name, fields in _annotated(study).items():
+    for name, fields in _annotated_counts(study).items():
         if not fields["train"] and not fields["validation"]:
             continue
         # Nothing but their name tells what was drawn.
@@ -95,7 +95,7 @@ def after_pretraining(study: PlateViews, arm: str) -> list[str]:
     return _drafting(study)
 
 
-def _annotated(study: PlateViews) -> dict[str, dict[str, int]]:
+def _annotated_counts(study: PlateViews) -> dict[str, dict[str, int]]:
     """Returns labels that people drew or drafted -> part -> number of fields; most fields first."""
     counts: dict[str, dict[str, int]] = {}
     for part in PARTS:
@@ -103,7 +103,8 @@ def _annotated(study: PlateViews) -> dict[str, dict[str, int]]:
             image = plate.index.image(key)
             for name in label_names(image):
                 # Labels with a fingerprint were computed by a run of segment: nobody annotated them.
-                if (label_provenance(image, name) or ("", ""))[1] == "":
+                provenance = label_provenance(image, name)
+                if provenance is None or not provenance.fingerprint:
                     counts.setdefault(name, dict.fromkeys(PARTS, 0))[part] += 1
     return dict(sorted(counts.items(), key=lambda pair: -sum(pair[1].values())))
 

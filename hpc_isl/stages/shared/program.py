@@ -74,14 +74,16 @@ def located(program: CommandRecipe) -> CommandRecipe:
         UserError: a command with a path that does not exist.
     """
     commands = {"predict": program.predict, "train": getattr(program, "train", None)}
-    changes = {name: [_located(word) for word in command] for name, command in commands.items() if command}
+    changes = {
+        name: [_absolute_argument(word) for word in command] for name, command in commands.items() if command
+    }
     for name, command in changes.items():
         if "/" in command[0] and not os.access(command[0], os.X_OK):
             raise UserError(f"{_name(program)}{name}: {command[0]} is no program that can be started here")
     return program.model_copy(update=changes)
 
 
-def _located(argument: str) -> str:
+def _absolute_argument(argument: str) -> str:
     # Links stay as they are: a Python that is a link finds its environment by the place of the link.
     path = Path(argument).expanduser()
     return str(path.absolute()) if "/" in argument and path.exists() else argument
@@ -151,7 +153,7 @@ def train(
     with _scratch(scratch) as folder:
         images, labels = folder / "images", folder / "labels"
         for number, (image, label_image) in enumerate(pairs):
-            _write(images / _file(number), _shown(image))
+            _write(images / _file(number), _without_single_axis(image))
             numbered = drop_small(label_image, 0)[0]  # from 1 on, so that 16 bits are enough for most images
             _write(labels / _file(number), numbered.astype(np.uint16) if numbered.max() < 2**16 else numbered)
         slots = {"images": images, "labels": labels, "model": model, "seed": seed % 2**31}
@@ -182,7 +184,7 @@ def predict(
         shapes = {}
         for number, image in enumerate(images):
             shapes[_file(number)] = image.shape[1:]
-            _write(folders["images"] / _file(number), _shown(image))
+            _write(folders["images"] / _file(number), _without_single_axis(image))
         slots = folders | ({"model": model} if model else {})
         _call(program, "predict", program.predict, slots, folder, stopping)
         return list(_labels(program, shapes, folders["out"]))
@@ -200,7 +202,7 @@ def _file(number: int) -> str:
     return f"{number:05d}.tif"
 
 
-def _shown(image: Pixels) -> Pixels:
+def _without_single_axis(image: Pixels) -> Pixels:
     return image[0] if len(image) == 1 else image
 
 
@@ -260,7 +262,7 @@ def _call(
     stopping: threading.Event | None,
 ) -> str:  # fmt: skip
     """Runs a command to its end, within its time; returns the last lines that it has printed."""
-    argv = [_filled(argument, slots) for argument in command]
+    argv = [_fill_slots(argument, slots) for argument in command]
     if missing(program, argv):
         raise UserError(
             f"{_name(program)}{name}: {argv[0]}: there is no such program on {os.uname().nodename}; give its "
@@ -283,7 +285,7 @@ def _call(
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"{_name(program)}{name}: took longer than time_limit_s={program.time_limit_s} and "
-                        f"was ended{_printed(folder)}"
+                        f"was ended{_last_lines(folder)}"
                     )
         finally:
             with suppress(ProcessLookupError):  # what it has started may go on when it has ended
@@ -294,8 +296,8 @@ def _call(
         ending = f"failed with exit code {code}"
         if code < 0:
             ending = f"was ended by {signal_names.get(-code, f'signal {-code}')}"
-        raise UserError(f"{_name(program)}{name}: {ending}{_printed(folder)}")
-    return _printed(folder)
+        raise UserError(f"{_name(program)}{name}: {ending}{_last_lines(folder)}")
+    return _last_lines(folder)
 
 
 def _environment(program: CommandRecipe) -> dict[str, str]:
@@ -303,14 +305,14 @@ def _environment(program: CommandRecipe) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in OWN_PYTHON} | program.env
 
 
-def _filled(argument: str, slots: Mapping[str, object]) -> str:
+def _fill_slots(argument: str, slots: Mapping[str, object]) -> str:
     # By name, not by str.format: other braces, as of JSON, are the program's own.
     for name, value in slots.items():
         argument = argument.replace(f"{{{name}}}", str(value))
     return argument
 
 
-def _printed(folder: Path) -> str:
+def _last_lines(folder: Path) -> str:
     """Returns the last lines that a program has printed as errors, or else at all."""
     for name in ("stderr", "stdout"):
         text = (folder / name).read_bytes()[-SHOWN:].decode(errors="replace")

@@ -28,7 +28,6 @@ from hpc_isl.learning.training.loop import Hooks, Progress, train
 from hpc_isl.learning.training.optim import Group
 from hpc_isl.learning.training.precision import device_of, name_of, resolve
 from hpc_isl.learning.training.world import World
-from hpc_isl.objects.types import Pixels
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.pretrain import PretrainRecipe
 from hpc_isl.recipes.training import NetRecipe
@@ -109,7 +108,7 @@ class TrainingRun(Generic[SomeRecipe]):
         for line in remarks("train.precision", recipe.train.precision, [device_of(world.device)]):
             attempt.log(line)
         share = check_micro_batches(recipe.train, world.size)
-        log = TrainingLog(attempt, self.steps, recipe.train.batch, share, kept=self.fold is None)
+        log = TrainingLog(attempt, self.steps, recipe.train.batch, share, writes_metrics=self.fold is None)
 
         def from_step(first: int) -> Iterator[MicroBatch]:
             return batches(self.crops, recipe.train, world.rank, world.size, first, self.steps, workers)
@@ -131,16 +130,16 @@ class TrainingRun(Generic[SomeRecipe]):
 
     def _validate(self, log: TrainingLog, fields: Sequence[PlateField], step: int) -> float | None:
         stopping = self.attempt.stopping.is_set
-        scores = quick_scores(self.predictor(), fields, self.world, stopping, self._loss_of_field)
+        scores = quick_scores(
+            self.predictor(), fields, self.world, stopping,
+            # A loss takes batches: a field is a batch of one.
+            lambda *pair: float(self.loss(*(torch.tensor(pixels)[None] for pixels in pair))),
+        )  # fmt: skip
         self.attempt.clock.tick(VALIDATION, megapixels(fields[self.world.rank :: self.world.size]))
         if scores is None:
             return None
         log.validated(step, scores)
         return scores["pcc"]
-
-    def _loss_of_field(self, prediction: Pixels, target: Pixels) -> float:
-        # A loss takes batches: a field is a batch of one.
-        return float(self.loss(torch.tensor(prediction)[None], torch.tensor(target)[None]))
 
     def _fields_of_micro_batch(self, step: int, micro: int) -> str:
         train = self.recipe.train
@@ -180,24 +179,24 @@ class TrainingLog:
     Attributes:
         steps: of the whole run; `batch`: crops in a step, over all ranks.
         share: micro-batches of this rank in a step.
-        kept: whether lines of metrics are written; a fold's network is thrown away.
+        writes_metrics: whether lines of metrics are written; a fold's network is thrown away.
     """
 
     attempt: Attempt
     steps: int
     batch: int
     share: int = 1
-    kept: bool = True
+    writes_metrics: bool = True
     _window: list[Mapping[str, float]] = field(default_factory=list)
-    _shown: dict[str, float] = field(default_factory=dict)
+    _bar_values: dict[str, float] = field(default_factory=dict)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the values that the loop reports after a step; metrics are means since the last line."""
         self.attempt.clock.tick(STEPS, self.share)
         self._window.append(values)
-        self._shown["loss"] = values["loss"]
-        self.attempt.progress(step, self.steps, "steps", **self._shown)
-        if not self.kept or (step % max(1, self.steps // METRIC_LINES) and step != self.steps):
+        self._bar_values["loss"] = values["loss"]
+        self.attempt.progress(step, self.steps, "steps", **self._bar_values)
+        if not self.writes_metrics or (step % max(1, self.steps // METRIC_LINES) and step != self.steps):
             return
         means = {name: mean(line[name] for line in self._window) for name in values}
         self._window.clear()
@@ -210,7 +209,7 @@ class TrainingLog:
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
         """Logs the scores of the validation fields after a step."""
         finite = {name: value for name, value in scores.items() if not math.isnan(value)}
-        self._shown |= {"pcc": finite["pcc"]} if "pcc" in finite else {}
+        self._bar_values |= {"pcc": finite["pcc"]} if "pcc" in finite else {}
         self.attempt.metric(step, **{f"validation/{name}": value for name, value in finite.items()})
         text = ", ".join(f"{title} {scores[name]:.4f}" for name, title in TITLES.items() if name in scores)
         constant = f"; {constant_text(scores[CONSTANT])}" if CONSTANT in scores else ""

@@ -81,7 +81,7 @@ def grow(rng: np.random.Generator, size: int, condition: Condition) -> Truth:
     outlines = _outlines(rng, size, condition)
     rounded = rng.random(len(outlines)) < condition.rounded
     outlines = [
-        _shrunk(outline, 0.6) if is_round else outline
+        _shrink(outline, 0.6) if is_round else outline
         for outline, is_round in zip(outlines, rounded, strict=True)
     ]
     cells, radial = _paint(outlines, size)
@@ -93,7 +93,7 @@ def grow(rng: np.random.Generator, size: int, condition: Condition) -> Truth:
     # Label 0, the background, has neither height nor stain.
     height = np.concatenate([[0], np.where(rounded, 3.0, rng.uniform(0.8, 1.2, len(outlines)))])
     stain = np.concatenate([[0], np.where(rounded, 1.8, 1.0) * rng.lognormal(0, 0.12, len(outlines))])
-    spots = _spots(rng, [_shrunk(kernel, 0.65) for kernel in kernels], 3, (0.13, 0.24), size) * (nuclei > 0)
+    spots = _spots(rng, [_shrink(kernel, 0.65) for kernel in kernels], 3, (0.13, 0.24), size) * (nuclei > 0)
     grains = _grains(rng, size, (cells > 0) & (nuclei == 0))
 
     body = _dome(radial, 0.6) * height[cells]
@@ -134,7 +134,7 @@ def _shape(
     return _Shape(y, x, radius, rng.uniform(0.2, 1, 3) * roughness, rng.uniform(0, 2 * np.pi, 3))
 
 
-def _shrunk(shape: _Shape, factor: float) -> _Shape:
+def _shrink(shape: _Shape, factor: float) -> _Shape:
     return _Shape(shape.y, shape.x, shape.radius * factor, shape.waves * factor, shape.turns)
 
 

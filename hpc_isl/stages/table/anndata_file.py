@@ -76,7 +76,7 @@ def write_rows(
     """
     from anndata.io import write_elem
 
-    metadata_names, features = _parted([str(name) for name in rows], plates)
+    metadata_names, features = _split_columns([str(name) for name in rows], plates)
     layers = {"raw": rows, "normalised": relative} if relative is not None else {}
     with _file(path) as file:
         write_elem(file, "X", _matrix(relative if in_place and relative is not None else rows, features))
@@ -87,7 +87,7 @@ def write_rows(
 
 def write_objects(path: Path, objects: ObjectRows, facts: Mapping[str, Any]) -> int:
     """Writes a row for each object that counts; returns their number. Features pass through in parts."""
-    metadata_names, features = _parted(objects.schema.names, objects.plates)
+    metadata_names, features = _split_columns(objects.schema.names, objects.plates)
     parts: list[pd.DataFrame] = []
     with _file(path) as file:
         shape = (0, len(features))
@@ -107,7 +107,9 @@ def write_objects(path: Path, objects: ObjectRows, facts: Mapping[str, Any]) -> 
     return len(obs)
 
 
-def _parted(columns: Sequence[str], plates: Sequence[SegmentedPlate]) -> tuple[dict[str, str], list[str]]:
+def _split_columns(
+    columns: Sequence[str], plates: Sequence[SegmentedPlate]
+) -> tuple[dict[str, str], list[str]]:
     """Returns the columns about a row with their names in `obs`, and those that are features."""
     names = profiles.pycytominer_names(columns, plates[0].kind, mapped_columns(plates))
     metadata_names = {column: name for column, name in names.items() if name.startswith("Metadata_")}

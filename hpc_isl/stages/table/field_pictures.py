@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ def quality_section(plates: Sequence[SegmentedPlate], by_rule: Mapping[str, Excl
     """Returns the part of a page that shows what was left out, and a random sample of what was kept."""
     left_out = [(place, rule, reason) for rule, fields in by_rule.items() for place, reason in fields.items()]
     places = {place for place, _, _ in left_out}
-    kept_fields = [place for plate in plates for place in _kept(plate) if place not in places]
+    kept_fields = [place for plate in plates for place in _complete_fields(plate) if place not in places]
     sample_numbers = stream(0, "kept", len(kept_fields)).permutation(len(kept_fields))[:PICTURES]
     # As many of each rule: of a rule that leaves much out, few pictures tell all.
     shown_fields = _spread([[place for place, rule, _ in left_out if rule == name] for name in by_rule])
@@ -37,16 +38,18 @@ def quality_section(plates: Sequence[SegmentedPlate], by_rule: Mapping[str, Excl
     if left_out:
         lines = [(*place, rule, reason) for place, rule, reason in left_out[:LISTED]]
         caption = f"Left out: {len(left_out):,}. All are in left_out_fields.csv."
-        parts += _drawn(plates, {place: rules[place] for place in shown_fields}, "Fields that are left out.")
+        parts += _pictures(
+            plates, {place: rules[place] for place in shown_fields}, "Fields that are left out."
+        )
         parts.append(table(("plate", "well", "field", "rule", "reason"), lines, caption))
     else:
         parts.append(tag("p", "No field is left out."))
     sample = {kept_fields[number]: "" for number in sorted(sample_numbers)}
-    parts += _drawn(plates, sample, f"A random sample of the {len(kept_fields):,} fields that are kept.")
+    parts += _pictures(plates, sample, f"A random sample of the {len(kept_fields):,} fields that are kept.")
     return join(parts)
 
 
-def _kept(plate: SegmentedPlate) -> list[Place]:
+def _complete_fields(plate: SegmentedPlate) -> list[Place]:
     whole = plate.images[plate.images.problem == ""]
     return list(dict.fromkeys((plate.name, *place) for place in zip(whole.well, whole.field, strict=True)))
 
@@ -58,13 +61,16 @@ def _spread(groups: Sequence[Sequence[Place]]) -> list[Place]:
     return interleaved[:PICTURES]
 
 
-def _drawn(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption: str) -> list[Html]:
+def _pictures(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption: str) -> list[Html]:
     """Returns a picture of these fields; none of those whose plate has gone."""
     plate_by_name = {plate.name: plate for plate in plates}
-    indices = {name: _opened(plate_by_name[name]) for name in dict.fromkeys(place[0] for place in texts)}
+    indices: dict[str, Index] = {}
+    for name in dict.fromkeys(place[0] for place in texts):
+        with suppress(UserError):
+            indices[name] = open_plate(plate_by_name[name].path)
     images = {}
     for place in texts:
-        index = indices[place[0]]
+        index = indices.get(place[0])
         if index is not None and (pixels := _pixels(plate_by_name[place[0]], index, place)) is not None:
             images[place] = pixels
     if not images:
@@ -79,20 +85,13 @@ def _drawn(plates: Sequence[SegmentedPlate], texts: Mapping[Place, str], caption
     return [picture(png.getvalue(), caption, caption)]
 
 
-def _opened(plate: SegmentedPlate) -> Index | None:
-    try:
-        return open_plate(plate.path)
-    except UserError:
-        return None
-
-
 def _pixels(plate: SegmentedPlate, index: Index, place: Place) -> NDArray[np.float32] | None:
     """Returns the middle plane of a field's shown channel (y, x), small; None: it cannot be read."""
     images = plate.images
     image = images[(images.well == place[1]) & (images.field == place[2])].iloc[0]
     key = FieldKey(place[1], place[2], int(image.acquisition))
     try:
-        channel = index.channel(plate.shown) if plate.shown else 0
+        channel = index.channel(plate.shown_channel) if plate.shown_channel else 0
         field, planes = index.field(key), index.planes(key, channel, int(image.time))
         if not planes:
             return None

@@ -56,7 +56,7 @@ def usual_method(wells: pd.DataFrame) -> tuple[str, list[str]]:
     By negative controls, where each plate has two or more in which something was measured; else not at all.
     """
     counts = {
-        " ".join(map(str, plate)): int(plate_wells.objects[_is(plate_wells, NEGATIVE)].notna().sum())
+        " ".join(map(str, plate)): int(plate_wells.objects[_is_control(plate_wells, NEGATIVE)].notna().sum())
         for plate, plate_wells in wells.groupby(by_plate(wells), sort=False)
     }
     lacking = [f"{title} has {count}" for title, count in counts.items() if count < 2]
@@ -106,7 +106,7 @@ def normalised(wells: pd.DataFrame, method: str) -> Relative:
     result[names] = result[names].astype(float)
     for plate, plate_wells in wells.groupby(by_plate(wells), sort=False):
         title = " ".join(map(str, plate))
-        basis = plate_wells if method == "plate" else plate_wells[_is(plate_wells, NEGATIVE)]
+        basis = plate_wells if method == "plate" else plate_wells[_is_control(plate_wells, NEGATIVE)]
         if len(basis) < 2:
             raise UserError(
                 f"normalise={method}: plate {title} has {len(basis)} wells to compare with, and needs two: "
@@ -156,7 +156,8 @@ def assay_quality(wells: pd.DataFrame) -> pd.DataFrame:
         for name in readouts(wells):
             values = plate_wells[name].astype(float)
             low, high = (
-                values[_is(plate_wells, kind)].dropna().to_numpy(np.float64) for kind in (NEGATIVE, POSITIVE)
+                values[_is_control(plate_wells, kind)].dropna().to_numpy(np.float64)
+                for kind in (NEGATIVE, POSITIVE)
             )
             if len(low) and len(high):
                 facts = dict(zip(by_plate(wells), plate, strict=True))
@@ -199,7 +200,7 @@ def quality_lines(quality: pd.DataFrame) -> Iterator[str]:
             yield f"{row['plate']}: Z′ of {readout} {row['z_prime']:.2f} ({wells})"
 
 
-def _is(wells: pd.DataFrame, kind: str) -> pd.Series[bool]:
+def _is_control(wells: pd.DataFrame, kind: str) -> pd.Series[bool]:
     if CONTROL not in wells:
         return pd.Series(False, wells.index)
     controls = wells[CONTROL].fillna("").str.strip().str.lower()

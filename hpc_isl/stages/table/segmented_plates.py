@@ -60,7 +60,7 @@ class SegmentedPlate:
             Of runs of this version also: `focus` (source -> sharpness and contrast), `saturated` and
             `incomplete` (whether any pixels, or planes, are). Where fields are left out, also `excluded`;
             once `quality.flagged`, a column for each flag.
-        path: of the plate, which may have gone; shown: the channel that pictures show, or empty.
+        path: of the plate, which may have gone; shown_channel: of pictures, or empty.
         kind: of the objects: nuclei, cells or stain; empty for a run of an earlier version, which lacks it.
     """
 
@@ -73,7 +73,7 @@ class SegmentedPlate:
     images: pd.DataFrame
     kind: str = ""
     path: Path = Path()
-    shown: str = ""
+    shown_channel: str = ""
 
     @property
     def schema(self) -> pa.Schema:
@@ -108,7 +108,7 @@ class SegmentedPlate:
         names = dict.fromkeys([*OBJECT, DUPLICATE, area, *related, *features])
         table = pq.read_table(self.table, columns=list(names))
         objects: pd.DataFrame = table.to_pandas().astype(dict.fromkeys(features, float))
-        objects["counts"], is_out = self._counted(table)
+        objects["counts"], is_out = self._count_flags(table)
         objects["area"] = objects[area] / (self.pixel_um or 1) ** 2
         return objects[~is_out]
 
@@ -117,9 +117,9 @@ class SegmentedPlate:
         if self.table.exists():
             for batch in pq.ParquetFile(self.table).iter_batches():
                 part = pa.Table.from_batches([batch])
-                yield part.filter(pa.array(self._counted(part)[0])).drop_columns(DUPLICATE)
+                yield part.filter(pa.array(self._count_flags(part)[0])).drop_columns(DUPLICATE)
 
-    def _counted(self, objects: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def _count_flags(self, objects: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Returns whether each object counts, and whether its field is left out.
 
         An object does not count that an overlapping field has shown already. Where that field is left out,

@@ -44,11 +44,11 @@ class TableFiles:
 
     Attributes:
         headline: the first line that it prints; `notes`: what a user should know besides.
-        made: what each file is -> its path.
+        paths: what each file is -> its path.
     """
 
     headline: str
-    made: Mapping[str, Path]
+    paths: Mapping[str, Path]
     notes: Sequence[str] = ()
 
 
@@ -111,7 +111,7 @@ def table(
 
 def after_segmenting(run: Run) -> dict[str, Path]:
     """Writes the table of wells and its heat maps as segmenting ends; returns what each is -> its path."""
-    return dict(_write(run, read_plates(run), run.folder / "wells.csv", Form(), None).made)
+    return dict(_write(run, read_plates(run), run.folder / "wells.csv", Form(), None).paths)
 
 
 def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
@@ -122,7 +122,7 @@ def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
     """
     _check_per(per)
     rules = QcRules()
-    plates, _, _ = _selected(run, segmented_plates(run), rules, None)
+    plates, _, _ = _select(run, segmented_plates(run), rules, None)
     if per == "well":
         wells = enough(rows_of(plates, per), rules)
         return _with_relative(wells, profiles.normalised(wells, profiles.usual_method(wells)[0]))
@@ -150,7 +150,7 @@ def _write(
     run: Run, plates: Sequence[SegmentedPlate], path: Path, form: Form, heat_maps: Sequence[str] | None
 ) -> TableFiles:
     rules = read_rules(form.qc)
-    plates, by_rule, notes = _selected(run, plates, rules, form.exclude)
+    plates, by_rule, notes = _select(run, plates, rules, form.exclude)
     wells, per = enough(rows_of(plates, "well"), rules), form.per
     quality = profiles.assay_quality(wells)
     method, method_notes = (form.normalise, []) if form.normalise else profiles.usual_method(wells)
@@ -211,7 +211,7 @@ def _write_anndata(
     return anndata_file.write_rows(path, plates, rows, relative_rows, facts, in_place)
 
 
-def _selected(
+def _select(
     run: Run, plates: Sequence[SegmentedPlate], rules: QcRules, exclude_file: Path | None
 ) -> tuple[list[SegmentedPlate], dict[str, Exclusions], list[str]]:
     """Returns the plates with flags and without the fields left out, these by rule, and what to know of them.
