@@ -105,3 +105,17 @@ def test_an_address_is_short_where_any_of_the_folders_has_the_run(tmp_path: Path
     assert folders.address(run, tmp_path / "a", tmp_path / "b") == "S12"
     with pytest.raises(UserError, match=r"no such run in .*/a"):
         folders.find("S12", tmp_path / "a")
+
+
+def test_an_element_is_that_of_the_array_that_its_name_means(tmp_path: Path) -> None:
+    """`model=nuc/final` is the model of the sweep that `nuc` is: that in the first of the folders."""
+    for root in ("a", "b"):
+        folder = tmp_path / root / "sweep" / "nuc"
+        (folder / "finetune" / "final").mkdir(parents=True)
+        for recipe in (folder / "recipe.yaml", folder / "finetune" / "final" / "recipe.yaml"):
+            recipe.write_text("{}")
+        (folder / "elements.json").write_text('{"elements": ["finetune/final"]}')
+    roots = [tmp_path / root for root in ("a", "b")]
+    assert folders.find("nuc/final", *roots).array == folders.find("nuc", *roots)
+    with pytest.raises(UserError, match="there is such a run in"):
+        folders.find("nuc/final", tmp_path / "c", *roots)

@@ -53,13 +53,17 @@ def find(name: str, *roots: Path) -> Run:
             refuse_removed(run.array or run)
             return run
     runs = [run for root in roots for run in all_runs(root)]
-    array, _, element = name.partition("/")
-    arrays = [run for run in runs if run.name == array]
-    labels = {member.name: member for run in arrays for member in run.elements() if member.array}
-    if element and labels:
-        if element in labels:
-            return labels[element]
-        raise UserError(f"{name!r}: no such element; {nearest(element, labels)}")
+    array_name, _, element = name.partition("/")
+    arrays = [
+        run for run in runs if run.name == array_name and any(member.array for member in run.elements())
+    ]
+    if element and arrays:
+        members = {
+            member.name: member for member in _single_match(array_name, arrays, runs, roots).elements()
+        }
+        if element in members:
+            return members[element]
+        raise UserError(f"{name!r}: no such element; {nearest(element, members)}")
     return _single_match(name, [run for run in runs if run.name == name], runs, roots)
 
 
