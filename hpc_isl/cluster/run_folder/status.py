@@ -215,6 +215,8 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return RunStatus(RunState.DONE)
     if not run.attempt_numbers():
         return RunStatus(RunState.NEW, "not started")
+    if submission.get("ended"):  # in an allocation, whose job continues without the run
+        answer = None
     records, job_status = ranks(run), _status_by_slurm(answer)
     if job_status is not None and job_status.alive:
         return replace(job_status, detail=TORN) if submission.get("torn") else job_status
@@ -222,17 +224,27 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return _unheard_status(run, records, answer.reason)
     if failure := first_failure(records):
         return _failed_status(run, failure, job_status)
-    forgotten = answer is None and submission.get("job")
-    job_report = _status_by_job_output(run) if forgotten else None
-    if job_report is None and answer is None and _lives(submission, records):
+    if answer is None and (run_status := _status_without_queue(run, submission, records)):
+        return run_status
+    return _ended_status(run, records, job_status)
+
+
+def _status_without_queue(
+    run: Run, submission: Submission, records: Sequence[Mapping[str, Any]]
+) -> RunStatus | None:
+    """Returns the status of a run of which no queue knows; None: it has begun, and nothing computes it."""
+    if submission.get("job") and _status_by_job_output(run) is not None:
+        return None
+    if _lives(submission, records):
         if records:
             return RunStatus(RunState.RUNNING, "", records[0].get("node", ""))
         if submission.get("executor") == "slurm":
             return RunStatus(RunState.QUEUED, "is being submitted")
         return RunStatus(RunState.QUEUED, "waits for its turn") if run.array else RunStatus(RunState.RUNNING)
-    if submission.get("ended") and not records and not run.cancelled.exists():
+    never_began = submission.get("ended") and not submission.get("job") and not records
+    if never_began and not run.cancelled.exists():
         return RunStatus(RunState.STOPPED, "before its turn came")
-    return _ended_status(run, records, job_status)
+    return None
 
 
 def _status_by_slurm(answer: QueuedJob | NoAnswer | None) -> RunStatus | None:
@@ -308,7 +320,7 @@ def _status_by_job_output(run: Run) -> RunStatus | None:
 
 
 def _lives(submission: Submission, records: Sequence[Mapping[str, Any]]) -> bool:
-    if submission.get("ended") and not submission.get("job"):
+    if submission.get("ended"):
         return False  # the process that watched the ranks has seen them end, even if they left no record
     if submission.get("pid") and not submission.get("job") and submission.get("host") == socket.gethostname():
         return watcher(submission) is not None

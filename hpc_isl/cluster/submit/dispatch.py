@@ -58,6 +58,10 @@ def _run_here(run: Run, site: Site, console: Console) -> int:
         with StopRequests().listening() as requests:
             ending = local.compute_in_allocation(job, site, requests, view.log, view.tick)
         view.close()
+        records = status.ranks(run, job.attempt)
+        # A job that goes back into the queue starts the run again; in any other, the run has ended before it.
+        if not status.all_stopped(records) or status.why_stopped(run, records):
+            submissions.note(run, job.attempt, site, job=job_here(), ended=now())
         return messages.ended(run, ending, console)
     submissions.note(run, job.attempt, site, **_process_identity())
     view = View(run, job.attempt)
