@@ -127,6 +127,24 @@ def script(run: Run, attempt: int, target: str = "") -> Path:
     return path
 
 
+def test_a_run_whose_done_record_a_network_disk_shows_late_is_done(
+    run: Run, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a disk shows a new file where one was missing after its folder is listed, or after a minute."""
+    handed_over(run)
+    tool("squeue", working_in(run.folder, "COMPLETED"))
+    Attempt(run).finish({})
+    list_folder, summary, listed = os.listdir, Run.summary, set[Path]()
+
+    def listing(folder: Path) -> list[str]:
+        listed.add(Path(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    monkeypatch.setattr(Run, "summary", lambda self: summary(self) if self.done in listed else None)
+    assert status.status_of(run).state == "done"
+
+
 def test_a_job_that_only_submitit_could_note_is_found(run: Run, tool: Tool) -> None:
     handed_over(run, job=None)
     script(run, 0, "7_submission.sh")

@@ -222,11 +222,22 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return replace(job_status, detail=TORN) if submission.get("torn") else job_status
     if isinstance(answer, NoAnswer):
         return _unheard_status(run, records, answer.reason)
+    if submission.get("job") and _is_done_after_all(run):
+        return RunStatus(RunState.DONE)
     if failure := first_failure(records):
         return _failed_status(run, failure, job_status)
     if answer is None and (run_status := _status_without_queue(run, submission, records)):
         return run_status
     return _ended_status(run, records, job_status)
+
+
+def _is_done_after_all(run: Run) -> bool:
+    """Returns whether a run has its done record, asked once more after Slurm has said that its job ended."""
+    # A network disk remembers for up to a minute that a file was missing, unless its folder is listed.
+    for folder in (run.folder, run.done):
+        with suppress(OSError):
+            os.listdir(folder)
+    return run.summary() is not None
 
 
 def _status_without_queue(
