@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -116,11 +117,18 @@ def same_place(first: str | Path, second: str | Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns the object in a JSON file, or None where there is no such file."""
+    """Returns the object in a JSON file; None where there is no such file, or a power cut has emptied it."""
     try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
+        try:
+            text = path.read_text()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            text = path.read_text()  # on a network disk, it was replaced between its opening and its reading
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    # A file that is not durable, as with a heartbeat, may have lost its content, or have zero bytes for it.
+    return dict(json.loads(text)) if text.strip("\0") else None
 
 
 def csv_lines(path: Path, given: str) -> list[list[str]]:

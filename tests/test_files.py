@@ -1,16 +1,47 @@
-"""Folders that a group may share."""
+"""Folders that a group may share, and records as they are read back."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from hpc_isl.cluster.run_folder import status
 from hpc_isl.errors import UserError
-from hpc_isl.files import make_folder
+from hpc_isl.files import make_folder, read_json
+from hpc_isl.run import Run
 
 
 def test_a_folder_that_cannot_have_its_group_leaves_no_parents_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no-such-group"):
         make_folder(tmp_path / "runs" / "pretrain" / "first", "no-such-group")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 12])
+def test_a_record_that_a_power_cut_has_emptied_is_none(tmp_path: Path, content: str) -> None:
+    """A heartbeat is not written durably: the next `status` meets what is left of it."""
+    run = Run(tmp_path / "count" / "one")
+    run.recipe.parent.mkdir(parents=True)
+    run.recipe.write_text("{}")
+    (run.attempts / str(run.next_attempt()) / "rank-0.json").write_text(content)
+    assert status.status_of(run).state == "lost"
+
+
+def test_a_record_is_read_again_where_it_was_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk knows a file by its number: one that another machine has replaced is stale."""
+    path, read_text = tmp_path / "record.json", Path.read_text
+    path.write_text('{"exit": "now"}')
+    errors = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
+
+    def read(self: Path) -> str:
+        if errors:
+            raise errors.pop()
+        return read_text(self)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert read_json(path) == {"exit": "now"}
