@@ -45,8 +45,10 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = True, writer:
                 os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that their owner alone can read
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # that of a full disk names no file
+            error.filename = str(path)
         raise
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from hpc_isl.cluster.run_folder import status
 from hpc_isl.errors import UserError
-from hpc_isl.files import make_folder, read_json
+from hpc_isl.files import make_folder, read_json, write_atomic
 from hpc_isl.run import Run
 
 
@@ -18,6 +18,15 @@ def test_a_folder_that_cannot_have_its_group_leaves_no_parents_behind(tmp_path: 
     with pytest.raises(UserError, match="no-such-group"):
         make_folder(tmp_path / "runs" / "pretrain" / "first", "no-such-group")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/record.json'"):
+        write_atomic(tmp_path / "record.json", "{}")
 
 
 @pytest.mark.parametrize("content", ["", "\0" * 12])

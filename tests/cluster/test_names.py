@@ -9,6 +9,9 @@ import pytest
 
 from hpc_isl.cluster.run_folder import folders
 from hpc_isl.errors import UserError
+from hpc_isl.recipes.base import SweepRecipe
+from hpc_isl.run import Plan, Run
+from hpc_isl.site import Site
 
 if TYPE_CHECKING:
     from tests.conftest import CommandLine
@@ -119,3 +122,18 @@ def test_an_element_is_that_of_the_array_that_its_name_means(tmp_path: Path) -> 
     assert folders.find("nuc/final", *roots).array == folders.find("nuc", *roots)
     with pytest.raises(UserError, match="there is such a run in"):
         folders.find("nuc/final", tmp_path / "c", *roots)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no room")])
+def test_a_name_is_free_again_where_the_making_of_its_run_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def raise_it(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(folders, "to_yaml", raise_it)
+    recipe, run = SweepRecipe(stage="count", over={"seed": [0, 1]}), Run(tmp_path / "sweep" / "nuc")
+    request = folders.RunRequest("count", recipe, Site(), "nuc", elements={"seed=0": recipe})
+    with pytest.raises(type(error)):
+        folders.make_array(run, request, {"seed=0": Plan(recipe)}, ())
+    assert not run.folder.exists()

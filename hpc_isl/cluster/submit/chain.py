@@ -190,6 +190,7 @@ def _start(link: Link, site: Site, runs_before: list[Run], console: Console) -> 
     run = request.run(console.root)
     if not run.folder.exists():
         return launch.launch(planning.with_run_folders(request, console.roots), console, wait=False)
+    planning.refuse_no_run(run)
     run_status = status.status_of(run)
     if run_status.state == RunState.DONE or run_status.alive:
         console.log(f"{run.stage} {run.name!r} is {run_status.state}")

@@ -38,6 +38,8 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
     request, run, plans = _prepare(request, console)
     plan, finished, extension = next(iter(plans.values())), False, Extension()
     exists = run.folder.exists()
+    if exists:
+        planning.refuse_no_run(run)
     if exists and request.elements:
         extension = _extension(run, request, plans, console)
     if extension:
@@ -105,6 +107,7 @@ def _launch_existing(
     run: Run, request: RunRequest, plans: Mapping[str, Plan], console: Console, wait: bool
 ) -> int:
     """Extends a sweep, verifies a finished run, or resumes one in an allocation that Slurm has restarted."""
+    planning.refuse_no_run(run)
     sweep.finish_interrupted(run)
     if request.elements and (extension := _extension(run, request, plans, console)):
         _refuse_extending_alive(run, console)
