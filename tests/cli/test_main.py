@@ -155,6 +155,7 @@ def test_the_tables_of_stages_agree() -> None:
         (["cancel"], "name one run"),
         (["validate"], "name a plate"),
         (["resume", "--port", "3"], "--port: no such option"),
+        (["resume", "S12", "time=12h"], "resume time=12h: a run keeps its recipe; what may change"),
         (["table", "segs/labels=a"], "'segs/labels=a': no such run"),
         (["overview", "plates/a=b.zarr", "wels=B03"], "overview wels=: no such key; did you mean 'wells'?"),
     ],

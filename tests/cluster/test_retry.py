@@ -78,6 +78,29 @@ def test_what_was_missing_is_raised_and_no_more(
     assert run.attempt_numbers() == [0, 1], "the same folder"
 
 
+def test_slurm_is_asked_once_for_elements_that_failed_alike(tools: Path, tmp_path: Path) -> None:
+    """A sweep of a thousand may run out of memory: its cluster is not asked three thousand times."""
+    array, count = Run(tmp_path / "runs" / "sweep" / "nuc"), 8
+    elements = [Run(array.folder / "pretrain" / f"seed={seed}") for seed in range(count)]
+    for seed, element in enumerate(elements):
+        folder = element.attempts / str(element.next_attempt())
+        element.site.write_text(to_yaml(Site(executor="slurm", partition="gpu", memory="20G")))
+        element.recipe.write_text("{}\n")
+        content = {"executor": "slurm", "job": f"4_{seed}", "host": "login"}
+        (folder / "submission.json").write_text(json.dumps(content))
+    array.recipe.write_text("{}\n")
+    array.site.write_text(to_yaml(Site(executor="slurm")))
+    array.elements_file.write_text(json.dumps({"elements": [f"pretrain/{run.name}" for run in elements]}))
+    rows = " ".join(f"'4_{seed}|OUT_OF_MEMORY|None|gpu01|0:00|'" for seed in range(count))
+    (tools / "squeue").write_text(f"#!/bin/bash\nprintf '%s\\n' {rows}\n")
+    (tools / "squeue").chmod(0o755)
+    scontrol = (tools / "scontrol").read_text()
+    (tools / "scontrol").write_text(scontrol + f'\necho "$*" >> {tmp_path}/asked\n')
+    assert launch.retry(array, None, Console(print, tmp_path / "runs"), wait=False) == 0
+    assert "--mem=40G" in (tmp_path / "given").read_text()
+    assert (tmp_path / "asked").read_text().count("show node") < count
+
+
 def test_a_site_that_is_given_is_taken_as_it_is(tools: Path, tmp_path: Path) -> None:
     run = ended(tools, tmp_path, "OUT_OF_MEMORY")
     chosen = Site(executor="slurm", partition="gpu", memory="61G")

@@ -17,6 +17,7 @@ from hpc_isl.cluster.executors.slurm import Batch
 from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.run_folder import status, submissions
 from hpc_isl.cluster.run_folder.job import Job
+from hpc_isl.cluster.slurm import commands
 from hpc_isl.cluster.submit import launch
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.strict import to_yaml
@@ -143,6 +144,15 @@ def test_a_run_whose_done_record_a_network_disk_shows_late_is_done(
     monkeypatch.setattr(os, "listdir", listing)
     monkeypatch.setattr(Run, "summary", lambda self: summary(self) if self.done in listed else None)
     assert status.status_of(run).state == "done"
+
+
+def test_of_many_jobs_a_message_says_how_many(tool: Tool) -> None:
+    assert commands.jobs_text(["17_0", "18"]) == "job 17_0, job 18"
+    names = [f"17_{number}" for number in range(1000)]
+    assert commands.jobs_text(names) == "1,000 jobs of 17"
+    tool("scancel", "echo 'no right' >&2; exit 1")
+    with pytest.raises(UserError, match=r"^scancel of 1,000 jobs of 17: no right$"):
+        commands.cancel(names)
 
 
 def test_a_job_that_only_submitit_could_note_is_found(run: Run, tool: Tool) -> None:

@@ -372,6 +372,6 @@ def cancel(run: Run) -> str:
     watchers = {process.pid: process for sent in newest.values() if (process := watcher(sent))}
     for process in watchers.values():
         process.send_signal(signal.SIGTERM)
-    targets = [f"job {job}" for names in jobs.values() for job in names]
+    targets = [commands.jobs_text(names) for names in jobs.values()]
     targets += [f"process {pid}" for pid in watchers]
     return f"{', '.join(targets) or run.label} is told to save and stop"

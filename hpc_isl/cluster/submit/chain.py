@@ -136,6 +136,7 @@ def _refuse_taken(request: RunRequest, console: Console) -> None:
         return
     if (state := status.status_of(run).state) != RunState.DONE:
         raise UserError(f"{run.stage} {run.name!r} exists and is {state}; give the step another name")
+    request = planning.with_run_folders(request, console.roots)
     planning.refuse_other_run(run, planning.planned(request.stage, request.recipe, request.site))
 
 
