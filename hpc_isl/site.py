@@ -88,7 +88,7 @@ class Site(Strict):
             return content
         flags = normalized_flags(content["sbatch"])
         keys = {flag: key for flag, value in flags.items() if (key := site_key(flag, value))}
-        further_flags = {flag: value for flag, value in flags.items() if flag not in keys}
+        further_flags = {flag: _as_written(value) for flag, value in flags.items() if flag not in keys}
         return {**content, **dict(keys.values()), "sbatch": further_flags}
 
     @field_validator("time", mode="before")
@@ -192,6 +192,12 @@ class Site(Strict):
         if self.tracking == "none":
             return None
         return self.tracking or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def _as_written(value: str | int | bool) -> str | int | bool:
+    """Returns 16:00 and 0012, which YAML reads as the numbers 960 and 10, as they were written."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number and str(value) != f"{value:d}" else value
 
 
 def minutes(text: str) -> int:
