@@ -166,9 +166,20 @@ def csv_rows(text: str, **dialect: Any) -> list[list[str]]:
 
 @contextmanager
 def only_writer(lock: Path, wait_s: float = 0) -> Iterator[bool]:
-    """Yields whether this process holds the lock alone; waits for it up to `wait_s` seconds."""
+    """Yields whether this process holds the lock alone; waits for it up to `wait_s` seconds.
+
+    Raises:
+        UserError: the disk has no locks, so that a writer can never know that it is alone.
+    """
     with lock.open("a") as stream:
-        yield _try_lock(stream.fileno(), fcntl.LOCK_EX, wait_s)
+        try:
+            has_lock = _try_lock(stream.fileno(), fcntl.LOCK_EX, wait_s)
+        except OSError as error:
+            raise UserError(
+                f"{lock.parent}: its disk has no file locks ({error.strerror}), by which two processes know "
+                "of each other; use a folder on one that has, as Lustre where it is mounted with flock"
+            ) from None
+        yield has_lock
 
 
 @contextmanager
@@ -180,7 +191,10 @@ def among_readers(lock: Path, wait_s: float = 0) -> Iterator[bool]:
         yield True
         return
     try:
-        yield _try_lock(descriptor, fcntl.LOCK_SH, wait_s)
+        has_lock = True
+        with suppress(OSError):  # a disk without locks: readers can do no harm
+            has_lock = _try_lock(descriptor, fcntl.LOCK_SH, wait_s)
+        yield has_lock
     finally:
         os.close(descriptor)
 
@@ -190,10 +204,7 @@ def _try_lock(descriptor: int, kind: int, wait_s: float) -> bool:
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except OSError as error:
-            # A disk without locks: readers can do no harm, and a writer must not believe it is alone.
-            if not isinstance(error, BlockingIOError):
-                return kind == fcntl.LOCK_SH
+        except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.2)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
+from hpc_isl.cluster.preflight.doctor import doctor
 from hpc_isl.cluster.run_folder import status
 from hpc_isl.errors import UserError
-from hpc_isl.files import make_folder, read_json, write_atomic
+from hpc_isl.files import among_readers, make_folder, only_writer, read_json, write_atomic
 from hpc_isl.run import Run
+from hpc_isl.site import Site
 
 
 def test_a_folder_that_cannot_have_its_group_leaves_no_parents_behind(tmp_path: Path) -> None:
@@ -54,3 +57,22 @@ def test_a_record_is_read_again_where_it_was_replaced_meanwhile(
 
     monkeypatch.setattr(Path, "read_text", read)
     assert read_json(path) == {"exit": "now"}
+
+
+def test_on_a_disk_without_locks_readers_go_on_and_writers_read_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for another process that holds the lock, for ever."""
+
+    def none(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with among_readers(tmp_path / "lock") as may_read:
+        assert may_read
+    no_locks = r"its disk has no file locks \(Function not implemented\)"
+    with pytest.raises(UserError, match=no_locks), only_writer(tmp_path / "lock"):
+        pass
+    lines: list[str] = []
+    assert doctor(Site(tracking="none"), tmp_path / "runs", 1.0, lines.append) == 1
+    assert "  FAIL  locks " in "\n".join(lines)

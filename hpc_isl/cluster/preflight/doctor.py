@@ -19,6 +19,7 @@ from hpc_isl.cluster.slurm import limits, machines
 from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.cluster.slurm.demand import fitting, nodes_text
 from hpc_isl.errors import UserError
+from hpc_isl.files import only_writer
 from hpc_isl.site import Site
 
 Log = Callable[[str], None]
@@ -42,6 +43,7 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
                 advice = "make room there, or set site.runs"
                 report([Finding("FAIL", "disk", f"{root}: {folder.strerror}", advice)])
         else:
+            report(_locks(folder))
             local_facts = probe.facts(folder, tracking=site.server)
             report(_machine_findings(site, local_facts))
             if site.executor == "slurm":
@@ -129,6 +131,14 @@ def _runs(site: Site, root: Path) -> Finding:
         advice = "each node has its own /tmp: set site.runs to a folder that all nodes see"
         return Finding("warn", "folder of runs", found, advice)
     return ok("folder of runs", found)
+
+
+def _locks(folder: Path) -> Iterator[Finding]:
+    try:
+        with only_writer(folder / "lock"):
+            return
+    except UserError as error:
+        yield Finding("FAIL", "locks", str(error).removeprefix(f"{folder}: "), "set site.runs")
 
 
 def database(path: Path, mounts: Sequence[Mount]) -> Finding:
