@@ -257,7 +257,7 @@ def site_files(folders: Iterable[Path]) -> dict[str, Path]:
 
 def find(name: str) -> Path:
     """Returns the file of a site given by path or by name."""
-    path = Path(name)
+    path = Path(os.path.expanduser(name))  # a chain's recipe names sites too, and no shell reads that
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"--site {name}: there is no such file")

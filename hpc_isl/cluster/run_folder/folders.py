@@ -47,7 +47,7 @@ def find(name: str, *roots: Path) -> Run:
     Raises:
         UserError: there is no such run, with the folders that were looked into; or there are several.
     """
-    for folder in (Path(name), *(root / name for root in roots)):
+    for folder in (Path(os.path.expanduser(name)), *(root / name for root in roots)):
         if (folder / "recipe.yaml").is_file():
             # A link to a run folder has another name, and lies in no folder of a stage.
             run = Run(Path(os.path.realpath(folder) if folder.is_symlink() else os.path.abspath(folder)))

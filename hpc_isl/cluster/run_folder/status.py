@@ -23,6 +23,7 @@ from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.run import Run
 
 FRESH_S = 60.0  # a younger heartbeat is that of a living rank, where nothing else can be asked
+TOO_SHORT = "stopped at the time limit without a new "  # how the reason begins, where more time would help
 REFUSAL = "requeue.txt"  # in the attempt's folder: why the job was not put back into the queue
 DIED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)\S*: (?P<how>.+)")
 
@@ -162,7 +163,8 @@ class RunStatus:
         detail: why it is in this state.
         node: where it runs, in Slurm's short form.
         left: time until Slurm ends it.
-        cause: Slurm's word for a failure: timeout, out_of_memory, node_fail …
+        cause: Slurm's word for a failure, or for the lack of time in which a run stopped: timeout,
+            out_of_memory, node_fail …
         unheard: why it is not known whether Slurm has it; empty: it is known.
     """
 
@@ -311,7 +313,8 @@ def _ended_status(run: Run, records: Sequence[dict[str, Any]], job_status: RunSt
         detail = job_status.detail if job_status and job_status.detail != "cancelled" else ""
         return RunStatus(RunState.CANCELLED, detail)
     if all_stopped(records):
-        return RunStatus(RunState.STOPPED, why_stopped(run, records))
+        reason = why_stopped(run, records)
+        return RunStatus(RunState.STOPPED, reason, cause="timeout" if reason.startswith(TOO_SHORT) else "")
     job_report = _status_by_job_output(run)
     if job_status is not None:
         detail = job_report.detail if job_report and job_status.detail == "failed" else job_status.detail
