@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,6 +23,9 @@ from hpc_isl.errors import UserError
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
+
+if TYPE_CHECKING:
+    from tests.conftest import CommandLine
 
 Tool = Callable[[str, str], None]
 SLURM = Site(executor="slurm")
@@ -144,6 +147,20 @@ def test_a_run_whose_done_record_a_network_disk_shows_late_is_done(
     monkeypatch.setattr(os, "listdir", listing)
     monkeypatch.setattr(Run, "summary", lambda self: summary(self) if self.done in listed else None)
     assert status.status_of(run).state == "done"
+
+
+def test_after_ctrl_c_during_the_submission_the_user_reads_that_there_is_a_job(
+    tool: Tool, command_line: CommandLine
+) -> None:
+    tool("scontrol", "true")
+    tool("sbatch", "kill -INT $PPID; sleep 0.2; echo Submitted batch job 17")
+    command_line.environment["PATH"] = os.environ["PATH"]
+    (command_line.cwd / "c.yaml").write_text("executor: slurm\ntracking: none\n")
+    done = command_line("count", "--site", "c.yaml", "--name", "one")
+    assert done.returncode == 130
+    assert "submitted as Slurm job 17" in done.stdout
+    assert "cancel one" in done.stdout
+    assert done.stdout.endswith("stopped\n")
 
 
 def test_of_many_jobs_a_message_says_how_many(tool: Tool) -> None:

@@ -377,4 +377,4 @@ def cancel(run: Run) -> str:
         process.send_signal(signal.SIGTERM)
     targets = [commands.jobs_text(names) for names in jobs.values()]
     targets += [f"process {pid}" for pid in watchers]
-    return f"{', '.join(targets) or run.label} is told to save and stop"
+    return f"told to save and stop: {', '.join(targets) or run.label}"

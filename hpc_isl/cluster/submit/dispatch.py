@@ -149,7 +149,8 @@ def _submit_to_slurm(
         if members != [run]:
             families = sorted({name.split("_")[0] for name in names})
             submissions.note(run, batch.attempt, site, jobs=families)
-    messages.queued(run, names, console)
+        # Before a Ctrl-C that came meanwhile: its user would take the run for stopped.
+        messages.queued(run, names, console)
 
 
 def _batch(run: Run, members: Sequence[Run], final: Run | None, site: Site, after: Sequence[Run]) -> Batch:
