@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -44,8 +45,10 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = True, writer:
                 os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that their owner alone can read
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # that of a full disk names no file
+            error.filename = str(path)
         raise
 
 
@@ -116,11 +119,18 @@ def same_place(first: str | Path, second: str | Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns the object in a JSON file, or None where there is no such file."""
+    """Returns the object in a JSON file; None where there is no such file, or a power cut has emptied it."""
     try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
+        try:
+            text = path.read_text()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            text = path.read_text()  # on a network disk, it was replaced between its opening and its reading
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    # A file that is not durable, as with a heartbeat, may have lost its content, or have zero bytes for it.
+    return dict(json.loads(text)) if text.strip("\0") else None
 
 
 def csv_lines(path: Path, given: str) -> list[list[str]]:
@@ -156,9 +166,20 @@ def csv_rows(text: str, **dialect: Any) -> list[list[str]]:
 
 @contextmanager
 def only_writer(lock: Path, wait_s: float = 0) -> Iterator[bool]:
-    """Yields whether this process holds the lock alone; waits for it up to `wait_s` seconds."""
+    """Yields whether this process holds the lock alone; waits for it up to `wait_s` seconds.
+
+    Raises:
+        UserError: the disk has no locks, so that a writer can never know that it is alone.
+    """
     with lock.open("a") as stream:
-        yield _try_lock(stream.fileno(), fcntl.LOCK_EX, wait_s)
+        try:
+            has_lock = _try_lock(stream.fileno(), fcntl.LOCK_EX, wait_s)
+        except OSError as error:
+            raise UserError(
+                f"{lock.parent}: its disk has no file locks ({error.strerror}), by which two processes know "
+                "of each other; use a folder on one that has, as Lustre where it is mounted with flock"
+            ) from None
+        yield has_lock
 
 
 @contextmanager
@@ -170,7 +191,10 @@ def among_readers(lock: Path, wait_s: float = 0) -> Iterator[bool]:
         yield True
         return
     try:
-        yield _try_lock(descriptor, fcntl.LOCK_SH, wait_s)
+        has_lock = True
+        with suppress(OSError):  # a disk without locks: readers can do no harm
+            has_lock = _try_lock(descriptor, fcntl.LOCK_SH, wait_s)
+        yield has_lock
     finally:
         os.close(descriptor)
 
@@ -180,10 +204,7 @@ def _try_lock(descriptor: int, kind: int, wait_s: float) -> bool:
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except OSError as error:
-            # A disk without locks: readers can do no harm, and a writer must not believe it is alone.
-            if not isinstance(error, BlockingIOError):
-                return kind == fcntl.LOCK_SH
+        except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.2)

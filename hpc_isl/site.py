@@ -88,7 +88,7 @@ class Site(Strict):
             return content
         flags = normalized_flags(content["sbatch"])
         keys = {flag: key for flag, value in flags.items() if (key := site_key(flag, value))}
-        further_flags = {flag: value for flag, value in flags.items() if flag not in keys}
+        further_flags = {flag: _as_written(value) for flag, value in flags.items() if flag not in keys}
         return {**content, **dict(keys.values()), "sbatch": further_flags}
 
     @field_validator("time", mode="before")
@@ -194,6 +194,12 @@ class Site(Strict):
         return self.tracking or f"sqlite:///{root / 'mlflow.db'}"
 
 
+def _as_written(value: str | int | bool) -> str | int | bool:
+    """Returns 16:00 and 0012, which YAML reads as the numbers 960 and 10, as they were written."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number and str(value) != f"{value:d}" else value
+
+
 def minutes(text: str) -> int:
     """Returns a duration such as `90min`, `1d12h`, `12:00:00` or `2-00:00:00` in minutes, rounded up."""
     clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text.strip())
@@ -251,7 +257,7 @@ def site_files(folders: Iterable[Path]) -> dict[str, Path]:
 
 def find(name: str) -> Path:
     """Returns the file of a site given by path or by name."""
-    path = Path(name)
+    path = Path(os.path.expanduser(name))  # a chain's recipe names sites too, and no shell reads that
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"--site {name}: there is no such file")

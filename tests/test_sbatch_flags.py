@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpc_isl.errors import UserError
-from hpc_isl.recipes.strict import parse
+from hpc_isl.recipes.strict import override, parse, to_yaml, value_of
 from hpc_isl.sbatch_flags import full_name, merged
 from hpc_isl.site import Site
 
@@ -93,3 +93,11 @@ def test_a_given_flag_replaces_a_default_one_that_it_excludes(
     theirs: dict[str, object], expected: object
 ) -> None:
     assert merged({"requeue": True, "mem": "1G", "qos": None}, theirs) == expected
+
+
+def test_a_flag_is_meant_as_it_is_written() -> None:
+    """To YAML 16:00 is the number 960, and 0012 is 10."""
+    flags = ["sbatch={begin: 16:00, exclude: 0012, nice: 100, exclusive: true}"]
+    site = parse(Site, override({}, flags), "site")
+    assert site.sbatch == {"begin": "16:00", "exclude": "0012", "nice": 100, "exclusive": True}
+    assert parse(Site, value_of(to_yaml(site)), "the run folder") == site

@@ -123,3 +123,11 @@ def test_metrics_are_kept_beside_the_runs_by_default() -> None:
     assert Site().tracking_address(Path("/r")) == "sqlite:////r/mlflow.db"
     assert Site(tracking="none").tracking_address(Path("/r")) is None
     assert Site(tracking="http://mlflow:5000").tracking_address(Path("/r")) == "http://mlflow:5000"
+
+
+def test_a_site_below_the_home_folder_is_named_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("nodes: 3\n")
+    assert load("~/mine.yaml", []).nodes == 3

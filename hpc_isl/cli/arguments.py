@@ -170,7 +170,7 @@ def run_folders(arguments: Namespace) -> tuple[Path, ...]:
     from hpc_isl.site import folders_of_runs, load, runs_root
 
     if arguments.root:
-        return (Path(os.path.abspath(arguments.root)),)
+        return (Path(os.path.abspath(os.path.expanduser(arguments.root))),)
     return (runs_root(load(arguments.site, [])),) if arguments.site else tuple(folders_of_runs())
 
 

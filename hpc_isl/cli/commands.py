@@ -6,10 +6,12 @@ import json
 import os
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_isl.cli.arguments import (
+    ASSIGNMENT,
     DRY_RUN,
     ROOT,
     SITE,
@@ -142,6 +144,7 @@ def resume(arguments: Namespace) -> int:
     run, keys = _run_and_site_keys(arguments)
     user_console = console(run.root)
     if run.stage == "chain":
+        _refuse_for_chains(run, keys, arguments)
         return chain.resume(run, user_console, arguments.wait)
     after = tuple(folders.find(name, *user_console.roots) for name in arguments.after)
     return launch.resume(run, _site(run, arguments.site, keys), user_console, arguments.wait, after)
@@ -161,6 +164,7 @@ def retry(arguments: Namespace) -> int:
     run, keys = _run_and_site_keys(arguments)
     user_console = console(run.root)
     if run.stage == "chain":
+        _refuse_for_chains(run, keys, arguments)
         return chain.continue_chain(run, user_console, arguments.wait)
     # None: each element on its own site, with more memory or time if that was why it failed.
     chosen_site = _site(run, arguments.site, keys) if arguments.site or keys else None
@@ -172,9 +176,24 @@ def _run_and_site_keys(arguments: Namespace) -> tuple[Run, list[str]]:
 
     keys = [word.removeprefix("site.") for word in arguments.words if word.startswith("site.")]
     arguments.words = [word for word in arguments.words if not word.startswith("site.")]
+    for word in arguments.words[1:]:
+        if ASSIGNMENT.match(word):
+            raise UserError(
+                f"{arguments.verb} {word}: a run keeps its recipe; what may change is where it computes, by "
+                "site.key=value, as in site.time=12h"
+            )
     # --site says here where to compute; the run may lie in the folders of another site.
     other_roots = folders_of_runs() if arguments.site and not arguments.root else ()
     return _named_run(arguments, tuple(dict.fromkeys((*other_roots, *run_folders(arguments))))), keys
+
+
+def _refuse_for_chains(run: Run, keys: list[str], arguments: Namespace) -> None:
+    """Checks that a chain is resumed as it is: its recipe says where and after what each step computes."""
+    if keys or arguments.site or getattr(arguments, "after", ()):
+        raise UserError(
+            f"{arguments.verb} {run.name}: a chain takes no site.key=value, --site or --after; give them to "
+            f"the run of a step, as in {program()} {arguments.verb} STEP site.time=12h, and resume the chain"
+        )
 
 
 def _site(run: Run, name: str | None, keys: list[str]) -> Site:
@@ -217,7 +236,8 @@ def remove(arguments: Namespace) -> int:
     if not agreed and not sys.stdin.isatty():
         raise UserError("remove: there is no terminal to ask at; --yes removes without asking")
     if not agreed:
-        agreed = input(f"remove {run.stage} {run.name!r}? [y/N] ").strip().lower() in ("y", "yes")
+        with suppress(EOFError):  # Ctrl-D is no
+            agreed = input(f"remove {run.stage} {run.name!r}? [y/N] ").strip().lower() in ("y", "yes")
     if arguments.dry_run or not agreed:
         log("nothing was removed")
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -40,6 +41,10 @@ COMMANDS: dict[str, Command] = {
     "sync": commands.sync,
     "ui": commands.ui,
 }
+DISK_ERRORS = {
+    errno.ENOSPC: "make room there", errno.EDQUOT: "make room there, or have your quota raised",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "ask its owner, or use another folder"),
+}  # fmt: skip
 OVERVIEW = """\
 In silico labeling of high-content screening plates.
 
@@ -100,12 +105,19 @@ def run_command(argv: list[str]) -> int:
         silence()
         return 0
     except Exception as error:
-        # A traceback is of use to us alone: the user gets one line, and the file to send.
-        descriptor, path = tempfile.mkstemp(prefix="hpc_isl-", suffix=".txt")
-        with os.fdopen(descriptor, "w") as stream:
-            traceback.print_exc(file=stream)
-        print(f"{type(error).__name__}: {error}\ntraceback: {path}", file=sys.stderr)
+        print(_unexpected(error), file=sys.stderr)
         return 1
+
+
+def _unexpected(error: Exception) -> str:
+    """Returns what the user reads of an error that no message was written for."""
+    if isinstance(error, OSError) and error.filename and (advice := DISK_ERRORS.get(error.errno or 0)):
+        return f"{error.filename}: {error.strerror}; {advice}"
+    # A traceback is of use to us alone: the user gets one line, and the file to send.
+    descriptor, path = tempfile.mkstemp(prefix="hpc_isl-", suffix=".txt")
+    with os.fdopen(descriptor, "w") as stream:
+        traceback.print_exception(error, file=stream)
+    return f"{type(error).__name__}: {error}\ntraceback: {path}"
 
 
 def overview() -> str:

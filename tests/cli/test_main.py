@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -152,6 +155,7 @@ def test_the_tables_of_stages_agree() -> None:
         (["cancel"], "name one run"),
         (["validate"], "name a plate"),
         (["resume", "--port", "3"], "--port: no such option"),
+        (["resume", "S12", "time=12h"], "resume time=12h: a run keeps its recipe; what may change"),
         (["table", "segs/labels=a"], "'segs/labels=a': no such run"),
         (["overview", "plates/a=b.zarr", "wels=B03"], "overview wels=: no such key; did you mean 'wells'?"),
     ],
@@ -183,14 +187,53 @@ def test_a_typo_comes_before_what_it_leaves_missing(command_line: CommandLine) -
     assert complaints[0].strip().startswith("plate: no such key; did you mean 'plates'?")
 
 
-def test_an_unexpected_error_is_short_and_keeps_its_traceback(command_line: CommandLine) -> None:
-    (command_line.cwd / "runs").touch()  # a file where the folder of runs should be
-    done = command_line("count", "site.tracking=none")
-    assert done.returncode == 1
-    assert len(done.stdout.splitlines()) <= 4
-    trace = Path(done.stdout.split("traceback: ")[1].strip())
+def raising(error: Exception) -> Callable[[], NoReturn]:
+    def raise_it() -> NoReturn:
+        raise error
+
+    return raise_it
+
+
+def test_an_unexpected_error_is_short_and_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "verbs", raising(RuntimeError("unforeseen")))
+    assert main.run_command(["status"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "RuntimeError: unforeseen"
+    trace = Path(second.removeprefix("traceback: "))
     assert "Traceback" in trace.read_text()
     trace.unlink()
+
+
+def test_a_full_disk_and_a_folder_of_others_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for code, advice in (
+        (errno.ENOSPC, "make room there"),
+        (errno.EACCES, "ask its owner, or use another folder"),
+    ):
+        monkeypatch.setattr(main, "verbs", raising(OSError(code, os.strerror(code), "/runs/a")))
+        assert main.run_command(["status"]) == 1
+        assert capsys.readouterr().err == f"/runs/a: {os.strerror(code)}; {advice}\n"
+
+
+def test_where_no_run_can_be_made_the_user_reads_what_to_set(command_line: CommandLine) -> None:
+    (command_line.cwd / "runs").touch()  # a file where the folder of runs should be
+    done = command_line("count", "site.tracking=none", "--name", "x")
+    assert done.returncode == 2
+    assert "/runs/count/x cannot be made: Not a directory; set site.runs" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["count"], ["sweep", "stage=count", "over={seed: [0, 1]}"]])
+def test_a_folder_whose_making_was_cut_off_is_no_run(command_line: CommandLine, words: list[str]) -> None:
+    """The recipe is the last file of a run folder, and of a sweep's: without it nothing has begun."""
+    folder = command_line.cwd / "runs" / words[0] / "cut"
+    folder.mkdir(parents=True)
+    (folder / "elements.json").write_text('{"elements": ["count/seed=0", "count/seed=1"]}')
+    done = command_line(*words, "site.tracking=none", "--name", "cut")
+    assert done.returncode == 2
+    assert f"{folder} exists and is not a run, or one whose making was cut off" in done.stdout
 
 
 def test_a_dry_run_is_exact_and_writes_nothing(command_line: CommandLine) -> None:

@@ -21,6 +21,8 @@ from hpc_isl.tasks import Workload
 class CountRecipe(Recipe):
     """Counts to a number."""
 
+    RUNS = ("among",)
+
     steps: int = 3
     """how far"""
     pause_s: float = 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +13,9 @@ from hpc_isl.cluster.submit.planning import site_of
 from hpc_isl.cluster.submit.sweep import sweep_request
 from hpc_isl.errors import UserError
 from hpc_isl.site import Site, load
+
+if TYPE_CHECKING:
+    from tests.conftest import CommandLine
 
 GIVEN = {
     "SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4",
@@ -78,3 +82,26 @@ def test_attempts_are_counted_once(job: pytest.MonkeyPatch) -> None:
 
 def test_the_executor_of_the_shipped_site(job: pytest.MonkeyPatch) -> None:
     assert load("allocation", []) == Site(executor="allocation")
+
+
+def test_a_run_that_ended_within_its_job_is_not_taken_for_running(command_line: CommandLine) -> None:
+    """After salloc a run may fail while its job, the shell in which it was typed, continues for hours: to
+    cancel the run would end that shell."""
+    tools = command_line.cwd / "bin"
+    tools.mkdir()
+    for name, script in {
+        "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 exec "$@"',
+        "squeue": "echo '17|RUNNING|None|node1|10:00|/home/me'",
+        "scancel": f"touch {tools}/cancelled",
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tools / name).chmod(0o755)
+    one_process = GIVEN | {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    path = f"{tools}:{command_line.environment['PATH']}"
+    command_line.environment.update(one_process, PATH=path, COUNT_FAST="1")
+    words = ("count", "crash_rank=0", "--site", "allocation", "site.tracking=none", "--name", "one")
+    assert command_line(*words).returncode == 1
+    assert "failed" in command_line("status", "one").stdout.splitlines()[1].split()
+    assert "'one' is not running: it is failed" in command_line("cancel", "one").stdout
+    assert not (tools / "cancelled").exists()
+    assert "resumed" in command_line("resume", "one").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_isl.cluster.executors import local
+from hpc_isl.cluster.executors import local, local_array
+from hpc_isl.cluster.run_folder.job import Ending, Job
 from hpc_isl.cluster.submit import sweep
 from hpc_isl.cluster.submit.chain import links
 from hpc_isl.errors import UserError
@@ -111,6 +113,23 @@ def test_as_many_run_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------- the life of an array
+
+
+def test_an_element_that_the_machine_cannot_start_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [Job("counting", tmp_path / "sweep" / "nuc" / "count" / f"seed={seed}", 0) for seed in range(3)]
+
+    def compute(job: Job, *_: object) -> Ending:
+        if job == jobs[0]:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return Ending({0: 1}, crashed=0)
+
+    monkeypatch.setattr(local, "compute", compute)
+    lines: list[str] = []
+    assert not local_array.compute_all(jobs, Site(), lines.append)
+    assert "seed=0: not started: [Errno 12] Cannot allocate memory" in lines
+    assert len([line for line in lines if "failed in rank 0" in line]) == 2
 
 
 def test_a_failed_element_leaves_the_others_alone_and_retry_runs_it_alone(command_line: CommandLine) -> None:
@@ -226,6 +245,19 @@ def test_a_chain_takes_no_run_of_another_recipe_for_its_own(command_line: Comman
     )
     assert refused.returncode == 2
     assert "steps: 3 there, 77 here" in refused.stdout
+
+
+def test_a_chain_takes_a_run_that_names_another_for_its_own(command_line: CommandLine) -> None:
+    """The folder of a run holds the folders of those that it uses; a step of a chain has their names."""
+    assert command_line("count", QUIET, "--name", "first").returncode == 0
+    assert command_line("count", "among=[first]", QUIET, "--name", "sum").returncode == 0
+    chain = chain_of(command_line, "{name: sum, stage: count, set: {among: [first]}}")
+    done = command_line("chain", chain, QUIET, "--name", "plan")
+    assert done.returncode == 0, done.stdout
+    assert "count 'sum' is done" in done.stdout
+    ignored = command_line("resume", "plan", "site.cpus=1")
+    assert ignored.returncode == 2
+    assert "give them to the run of a step" in ignored.stdout
 
 
 def test_a_typo_in_the_last_step_is_found_before_the_first_starts(command_line: CommandLine) -> None:

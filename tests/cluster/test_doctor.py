@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from hpc_isl.cluster.dask_pool import pool
 from hpc_isl.cluster.preflight import findings, probe
-from hpc_isl.cluster.preflight.doctor import database, of_nodes
+from hpc_isl.cluster.preflight.doctor import database, doctor, of_nodes
 from hpc_isl.cluster.preflight.findings import Finding
 from hpc_isl.cluster.preflight.probe import Facts, Mount, mount_of
 from hpc_isl.cluster.preflight.visit import Outcome, Visit, script
@@ -61,6 +62,17 @@ def test_runs_that_nobody_may_write_fail(command_line: CommandLine) -> None:
     done = command_line("doctor", f"site.runs={command_line.cwd / 'runs' / 'mine'}")
     assert done.returncode == 1
     assert "FAIL  folder of runs" in done.stdout
+
+
+def test_a_disk_without_room_for_a_file_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    lines: list[str] = []
+    assert doctor(Site(tracking="none"), tmp_path / "runs", 1.0, lines.append) == 1
+    assert "runs: No space left on device" in " ".join("\n".join(lines).split())
+    assert not (tmp_path / "runs").exists(), "it leaves nothing behind"
 
 
 def test_a_tracking_server_that_is_silent_is_a_warning(command_line: CommandLine) -> None:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from hpc_isl.cluster.run_folder.folders import RunRequest
 from hpc_isl.cluster.run_folder.submissions import FILE, machine, timings
+from hpc_isl.cluster.submit import planning
+from hpc_isl.recipes.base import SweepRecipe
 from hpc_isl.site import Site
+from hpc_isl.tasks import Estimate
 
 if TYPE_CHECKING:
     from tests.conftest import CommandLine
@@ -24,6 +28,12 @@ def time_in(text: str) -> list[str]:
 
 def left(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*"))
+
+
+def test_phases_of_less_than_a_second_are_not_named() -> None:
+    request = RunRequest("count", SweepRecipe(stage="count", over={"seed": [0, 1]}), Site())
+    time = planning._message(request, [Estimate({"start": 0.4, "end": 0.1}, ("one",))])
+    assert time == "time: about 0 s (timed in 'one')"
 
 
 def test_a_plan_tells_the_time_once_something_like_it_was_timed_here(command_line: CommandLine) -> None:

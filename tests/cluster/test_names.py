@@ -9,6 +9,9 @@ import pytest
 
 from hpc_isl.cluster.run_folder import folders
 from hpc_isl.errors import UserError
+from hpc_isl.recipes.base import SweepRecipe
+from hpc_isl.run import Plan, Run
+from hpc_isl.site import Site
 
 if TYPE_CHECKING:
     from tests.conftest import CommandLine
@@ -105,3 +108,32 @@ def test_an_address_is_short_where_any_of_the_folders_has_the_run(tmp_path: Path
     assert folders.address(run, tmp_path / "a", tmp_path / "b") == "S12"
     with pytest.raises(UserError, match=r"no such run in .*/a"):
         folders.find("S12", tmp_path / "a")
+
+
+def test_an_element_is_that_of_the_array_that_its_name_means(tmp_path: Path) -> None:
+    """`model=nuc/final` is the model of the sweep that `nuc` is: that in the first of the folders."""
+    for root in ("a", "b"):
+        folder = tmp_path / root / "sweep" / "nuc"
+        (folder / "finetune" / "final").mkdir(parents=True)
+        for recipe in (folder / "recipe.yaml", folder / "finetune" / "final" / "recipe.yaml"):
+            recipe.write_text("{}")
+        (folder / "elements.json").write_text('{"elements": ["finetune/final"]}')
+    roots = [tmp_path / root for root in ("a", "b")]
+    assert folders.find("nuc/final", *roots).array == folders.find("nuc", *roots)
+    with pytest.raises(UserError, match="there is such a run in"):
+        folders.find("nuc/final", tmp_path / "c", *roots)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no room")])
+def test_a_name_is_free_again_where_the_making_of_its_run_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def raise_it(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(folders, "to_yaml", raise_it)
+    recipe, run = SweepRecipe(stage="count", over={"seed": [0, 1]}), Run(tmp_path / "sweep" / "nuc")
+    request = folders.RunRequest("count", recipe, Site(), "nuc", elements={"seed=0": recipe})
+    with pytest.raises(type(error)):
+        folders.make_array(run, request, {"seed=0": Plan(recipe)}, ())
+    assert not run.folder.exists()

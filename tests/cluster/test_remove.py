@@ -196,6 +196,7 @@ def test_it_asks_and_without_a_terminal_needs_yes(command_line: CommandLine) -> 
         "nothing was removed", ""
     )
     assert run.removed is None
+    assert "nothing was removed" in typed(command_line, "\x04", "remove", "S12", "--force"), "Ctrl-D is no"
     assert "pretrain 'S12' is removed" in typed(command_line, "y\n", "remove", "S12", "--force")
     assert run.removed is not None
     assert "S12" not in command_line("status").stdout

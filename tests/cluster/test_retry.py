@@ -12,6 +12,7 @@ from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.run_folder import status
 from hpc_isl.cluster.submit import launch
 from hpc_isl.errors import UserError
+from hpc_isl.files import now
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
@@ -76,6 +77,51 @@ def test_what_was_missing_is_raised_and_no_more(
     given = (tmp_path / "given").read_text()
     assert [flag for flag in flags if f"#SBATCH {flag}\n" not in given] == []
     assert run.attempt_numbers() == [0, 1], "the same folder"
+
+
+@pytest.mark.parametrize(("before", "after"), [("4G", "8G"), (1500, "3000M")])
+def test_memory_per_cpu_is_raised_where_the_site_gives_it(
+    tools: Path, tmp_path: Path, before: str | int, after: str
+) -> None:
+    """`mem` is no flag of such a job: the retry had as little as the attempt that had failed."""
+    run = ended(tools, tmp_path, "OUT_OF_MEMORY")
+    run.site.write_text(to_yaml(Site(executor="slurm", partition="gpu", sbatch={"mem-per-cpu": before})))
+    assert launch.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
+    assert f"#SBATCH --mem-per-cpu={after}\n" in (tmp_path / "given").read_text()
+
+
+def test_a_run_that_was_stopped_before_it_could_save_has_more_time(tools: Path, tmp_path: Path) -> None:
+    run = ended(tools, tmp_path, "FAILED")
+    reason = "stopped at the time limit without a new checkpoint: not started again; give it more time"
+    Attempt(run).note(
+        rank=0, start=now(), heartbeat=now(), exit=now(), outcome="stopped", reason=reason, node="gpu01"
+    )
+    assert status.status_of(run).state == "stopped"
+    assert launch.retry(run, None, Console(print, tmp_path / "runs"), wait=False) == 0
+    assert "#SBATCH --time=720\n" in (tmp_path / "given").read_text()
+
+
+def test_slurm_is_asked_once_for_elements_that_failed_alike(tools: Path, tmp_path: Path) -> None:
+    """A sweep of a thousand may run out of memory: its cluster is not asked three thousand times."""
+    array, count = Run(tmp_path / "runs" / "sweep" / "nuc"), 8
+    elements = [Run(array.folder / "pretrain" / f"seed={seed}") for seed in range(count)]
+    for seed, element in enumerate(elements):
+        folder = element.attempts / str(element.next_attempt())
+        element.site.write_text(to_yaml(Site(executor="slurm", partition="gpu", memory="20G")))
+        element.recipe.write_text("{}\n")
+        content = {"executor": "slurm", "job": f"4_{seed}", "host": "login"}
+        (folder / "submission.json").write_text(json.dumps(content))
+    array.recipe.write_text("{}\n")
+    array.site.write_text(to_yaml(Site(executor="slurm")))
+    array.elements_file.write_text(json.dumps({"elements": [f"pretrain/{run.name}" for run in elements]}))
+    rows = " ".join(f"'4_{seed}|OUT_OF_MEMORY|None|gpu01|0:00|'" for seed in range(count))
+    (tools / "squeue").write_text(f"#!/bin/bash\nprintf '%s\\n' {rows}\n")
+    (tools / "squeue").chmod(0o755)
+    scontrol = (tools / "scontrol").read_text()
+    (tools / "scontrol").write_text(scontrol + f'\necho "$*" >> {tmp_path}/asked\n')
+    assert launch.retry(array, None, Console(print, tmp_path / "runs"), wait=False) == 0
+    assert "--mem=40G" in (tmp_path / "given").read_text()
+    assert (tmp_path / "asked").read_text().count("show node") < count
 
 
 def test_a_site_that_is_given_is_taken_as_it_is(tools: Path, tmp_path: Path) -> None:

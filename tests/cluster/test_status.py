@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from argparse import Namespace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from hpc_isl.cli.arguments import run_folders
 from hpc_isl.cluster.monitor import status_table
 from hpc_isl.cluster.run_folder import folders, status
 from hpc_isl.cluster.submit import planning
@@ -114,6 +116,16 @@ def test_runs_are_found_by_name_by_stage_and_name_and_by_path(tmp_path: Path) ->
         folders.find("P1", tmp_path)
     with pytest.raises(UserError, match="did you mean"):
         folders.find("its S12", tmp_path)
+
+
+def test_a_run_and_a_root_below_the_home_folder_are_named_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands it in a recipe, or in `--root=~/runs`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = made(tmp_path / "runs", "pretrain", "S12")
+    assert folders.find("~/runs/pretrain/S12", Path("/nowhere")) == run
+    assert run_folders(Namespace(root=Path("~/runs"), site=None)) == (tmp_path / "runs",)
 
 
 def test_a_link_to_a_run_is_that_run(tmp_path: Path) -> None:

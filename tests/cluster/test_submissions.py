@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,11 +17,15 @@ from hpc_isl.cluster.executors.slurm import Batch
 from hpc_isl.cluster.monitor.messages import Console
 from hpc_isl.cluster.run_folder import status, submissions
 from hpc_isl.cluster.run_folder.job import Job
+from hpc_isl.cluster.slurm import commands
 from hpc_isl.cluster.submit import launch
 from hpc_isl.errors import UserError
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.site import Site
+
+if TYPE_CHECKING:
+    from tests.conftest import CommandLine
 
 Tool = Callable[[str, str], None]
 SLURM = Site(executor="slurm")
@@ -125,6 +129,47 @@ def script(run: Run, attempt: int, target: str = "") -> Path:
     else:
         path.write_text(text)
     return path
+
+
+def test_a_run_whose_done_record_a_network_disk_shows_late_is_done(
+    run: Run, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a disk shows a new file where one was missing after its folder is listed, or after a minute."""
+    handed_over(run)
+    tool("squeue", working_in(run.folder, "COMPLETED"))
+    Attempt(run).finish({})
+    list_folder, summary, listed = os.listdir, Run.summary, set[Path]()
+
+    def listing(folder: Path) -> list[str]:
+        listed.add(Path(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    monkeypatch.setattr(Run, "summary", lambda self: summary(self) if self.done in listed else None)
+    assert status.status_of(run).state == "done"
+
+
+def test_after_ctrl_c_during_the_submission_the_user_reads_that_there_is_a_job(
+    tool: Tool, command_line: CommandLine
+) -> None:
+    tool("scontrol", "true")
+    tool("sbatch", "kill -INT $PPID; sleep 0.2; echo Submitted batch job 17")
+    command_line.environment["PATH"] = os.environ["PATH"]
+    (command_line.cwd / "c.yaml").write_text("executor: slurm\ntracking: none\n")
+    done = command_line("count", "--site", "c.yaml", "--name", "one")
+    assert done.returncode == 130
+    assert "submitted as Slurm job 17" in done.stdout
+    assert "cancel one" in done.stdout
+    assert done.stdout.endswith("stopped\n")
+
+
+def test_of_many_jobs_a_message_says_how_many(tool: Tool) -> None:
+    assert commands.jobs_text(["17_0", "18"]) == "job 17_0, job 18"
+    names = [f"17_{number}" for number in range(1000)]
+    assert commands.jobs_text(names) == "1,000 jobs of 17"
+    tool("scancel", "echo 'no right' >&2; exit 1")
+    with pytest.raises(UserError, match=r"^scancel of 1,000 jobs of 17: no right$"):
+        commands.cancel(names)
 
 
 def test_a_job_that_only_submitit_could_note_is_found(run: Run, tool: Tool) -> None:

@@ -70,8 +70,11 @@ def _watch(futures: dict[Future[Ending | None], Job], log: Callable[[str], None]
                 log(_progress_line(unfinished.values(), len(futures), logged_time - start_time, shares))
             for future in [future for future in unfinished if future.done()]:
                 job = unfinished.pop(future)
-                if (ending := future.result()) is not None:
-                    log(f"{job.run.label}: {_outcome(job, ending)}")
+                try:
+                    if (ending := future.result()) is not None:
+                        log(f"{job.run.label}: {_outcome(job, ending)}")
+                except OSError as error:  # such as no memory for one more process: the others continue
+                    log(f"{job.run.label}: not started: {error}")
                 bar.update()
             if not bar.disable:
                 bar.set_postfix_str("; ".join(_progress_by_element(unfinished.values()))[:60])

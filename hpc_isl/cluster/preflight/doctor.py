@@ -19,6 +19,7 @@ from hpc_isl.cluster.slurm import limits, machines
 from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.cluster.slurm.demand import fitting, nodes_text
 from hpc_isl.errors import UserError
+from hpc_isl.files import only_writer
 from hpc_isl.site import Site
 
 Log = Callable[[str], None]
@@ -37,7 +38,12 @@ def doctor(site: Site, root: Path, patience_s: float, log: Log) -> int:
     log(f"on {socket.gethostname()}, where this was typed")
     report(_site_findings(site, root))
     with _folder(root) as folder:
-        if folder is not None:
+        if isinstance(folder, OSError):
+            if ("FAIL", "folder of runs") not in [(finding.level, finding.check) for finding in reported]:
+                advice = "make room there, or set site.runs"
+                report([Finding("FAIL", "disk", f"{root}: {folder.strerror}", advice)])
+        else:
+            report(_locks(folder))
             local_facts = probe.facts(folder, tracking=site.server)
             report(_machine_findings(site, local_facts))
             if site.executor == "slurm":
@@ -127,6 +133,14 @@ def _runs(site: Site, root: Path) -> Finding:
     return ok("folder of runs", found)
 
 
+def _locks(folder: Path) -> Iterator[Finding]:
+    try:
+        with only_writer(folder / "lock"):
+            return
+    except UserError as error:
+        yield Finding("FAIL", "locks", str(error).removeprefix(f"{folder}: "), "set site.runs")
+
+
 def database(path: Path, mounts: Sequence[Mount]) -> Finding:
     """Checks where the MLflow database lies; sqlite needs locks that network file systems do not keep."""
     mount = probe.mount_of(path, mounts)
@@ -140,19 +154,24 @@ def database(path: Path, mounts: Sequence[Mount]) -> Finding:
 
 
 @contextmanager
-def _folder(root: Path) -> Iterator[Path | None]:
-    """Makes a folder below the runs, removed afterwards with all that was made for it; None: it cannot."""
-    parent = probe.existing(root)
+def _folder(root: Path) -> Iterator[Path | OSError]:
+    """Makes a folder below the runs, removed afterwards with all that was made for it.
+
+    Yields why not where it cannot be made, or nothing can be written into it.
+    """
+    parent, folder = probe.existing(root), root
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))
-    except OSError:
-        yield None
-        return
-    try:
-        yield folder
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))
+            (folder / "written").write_bytes(bytes(4096))
+        except OSError as error:
+            yield error
+        else:
+            yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder != root:
+            shutil.rmtree(folder, ignore_errors=True)
         # A folder of runs that was made for this alone goes again, with those above it.
         while root != parent and not any(root.iterdir()):
             root.rmdir()

@@ -10,8 +10,9 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -46,20 +47,24 @@ def find(name: str, *roots: Path) -> Run:
     Raises:
         UserError: there is no such run, with the folders that were looked into; or there are several.
     """
-    for folder in (Path(name), *(root / name for root in roots)):
+    for folder in (Path(os.path.expanduser(name)), *(root / name for root in roots)):
         if (folder / "recipe.yaml").is_file():
             # A link to a run folder has another name, and lies in no folder of a stage.
             run = Run(Path(os.path.realpath(folder) if folder.is_symlink() else os.path.abspath(folder)))
             refuse_removed(run.array or run)
             return run
     runs = [run for root in roots for run in all_runs(root)]
-    array, _, element = name.partition("/")
-    arrays = [run for run in runs if run.name == array]
-    labels = {member.name: member for run in arrays for member in run.elements() if member.array}
-    if element and labels:
-        if element in labels:
-            return labels[element]
-        raise UserError(f"{name!r}: no such element; {nearest(element, labels)}")
+    array_name, _, element = name.partition("/")
+    arrays = [
+        run for run in runs if run.name == array_name and any(member.array for member in run.elements())
+    ]
+    if element and arrays:
+        members = {
+            member.name: member for member in _single_match(array_name, arrays, runs, roots).elements()
+        }
+        if element in members:
+            return members[element]
+        raise UserError(f"{name!r}: no such element; {nearest(element, members)}")
     return _single_match(name, [run for run in runs if run.name == name], runs, roots)
 
 
@@ -202,20 +207,20 @@ class RunRequest:
 def make(run: Run, request: RunRequest, plan: Plan, argv: tuple[str, ...]) -> None:
     """Makes the folder of a single run."""
     content = provenance.record(plan.recipe, list(argv), plan)
-    _make_folder(run, request.site)
-    _write_records(run, plan.recipe, request.site, content | _deferred_entries(run, request))
+    with _new_folder(run, request.site):
+        _write_records(run, plan.recipe, request.site, content | _deferred_entries(run, request))
 
 
 def make_array(run: Run, request: RunRequest, plans: Mapping[str, Plan], argv: tuple[str, ...]) -> None:
     """Makes the folders of an array and of its elements; the array's recipe comes last of all."""
     content = provenance.record(request.recipe, list(argv))
-    _make_folder(run, request.site)
-    write_atomic(run.elements_file, json.dumps(request.elements_content(plans), indent=1))
-    for name, plan in plans.items():
-        deferred = name == request.final_element
-        make_element(request.element(run, name), request, plan, content, deferred=deferred)
-    after = {key: value for key, value in _deferred_entries(run, request).items() if key == "after"}
-    _write_records(run, request.recipe, request.site, content | after)
+    with _new_folder(run, request.site):
+        write_atomic(run.elements_file, json.dumps(request.elements_content(plans), indent=1))
+        for name, plan in plans.items():
+            deferred = name == request.final_element
+            make_element(request.element(run, name), request, plan, content, deferred=deferred)
+        after = {key: value for key, value in _deferred_entries(run, request).items() if key == "after"}
+        _write_records(run, request.recipe, request.site, content | after)
 
 
 def make_element(
@@ -226,16 +231,16 @@ def make_element(
     `deferred`: it is planned when its job starts.
     """
     record = provenance.again(content, plan) | _deferred_entries(element, request)
-    _make_folder(element, request.site)
-    _write_records(element, plan.recipe, request.site, record | ({"planned": False} if deferred else {}))
+    with _new_folder(element, request.site):
+        _write_records(element, plan.recipe, request.site, record | ({"planned": False} if deferred else {}))
 
 
 def make_chain(run: Run, chain: ChainRecipe, site: Site, members: list[str], argv: tuple[str, ...]) -> None:
     """Makes the folder of a chain; those of its runs lie elsewhere and are made when they are started."""
     content = provenance.record(chain, list(argv))
-    _make_folder(run, site)
-    write_atomic(run.elements_file, json.dumps({"elements": members}, indent=1))
-    _write_records(run, chain, site, content)
+    with _new_folder(run, site):
+        write_atomic(run.elements_file, json.dumps({"elements": members}, indent=1))
+        _write_records(run, chain, site, content)
 
 
 def _deferred_entries(run: Run, request: RunRequest) -> dict[str, Any]:
@@ -258,15 +263,25 @@ def _write_records(run: Run, recipe: Any, site: Site, content: Mapping[str, Any]
     write_atomic(run.recipe, to_yaml(recipe))
 
 
-def _make_folder(run: Run, site: Site) -> None:
+@contextmanager
+def _new_folder(run: Run, site: Site) -> Iterator[None]:
+    """Makes the folder of a run; it is removed where the block fails or is ended: it would hold the name.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     share_with_group(site.group)
     try:
         make_folder(run.folder, site.group)
     except FileExistsError:
         raise UserError(f"{run.folder} was made by someone else just now; choose another --name") from None
-    except PermissionError:
-        user = os.environ.get("USER", "you")
-        raise UserError(f"{run.folder}: {user} may not write there; set site.runs") from None
+    except OSError as error:
+        raise UserError(f"{run.folder} cannot be made: {error.strerror}; set site.runs") from None
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 # ---------------------------------------------------------------- the final element of an array

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from hpc_isl.cluster.run_folder.status import REFUSAL
+from hpc_isl.cluster.run_folder.status import REFUSAL, TOO_SHORT
 from hpc_isl.cluster.slurm.commands import ask
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json, write_atomic
@@ -247,7 +247,7 @@ def requeue(attempt: Attempt, job: str, at_time_limit: bool) -> str | None:
         return "stopped: the run was cancelled"
     if not _has_advanced(attempt):
         product = "checkpoint" if attempt.run.checkpoints.is_dir() else "result"
-        return f"stopped at the time limit without a new {product}: not started again; give it more time"
+        return f"{TOO_SHORT}{product}: not started again; give it more time"
     code, _, errors = ask(["scontrol", "requeue", job], patience_s=REQUEUE_S)
     if code and (requeue_file := os.environ.get(ASK)):
         write_atomic(Path(requeue_file), f"{attempt.folder / REFUSAL}\n")

@@ -23,6 +23,7 @@ from hpc_isl.files import now, read_json, write_atomic
 from hpc_isl.run import Run
 
 FRESH_S = 60.0  # a younger heartbeat is that of a living rank, where nothing else can be asked
+TOO_SHORT = "stopped at the time limit without a new "  # how the reason begins, where more time would help
 REFUSAL = "requeue.txt"  # in the attempt's folder: why the job was not put back into the queue
 DIED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)\S*: (?P<how>.+)")
 
@@ -162,7 +163,8 @@ class RunStatus:
         detail: why it is in this state.
         node: where it runs, in Slurm's short form.
         left: time until Slurm ends it.
-        cause: Slurm's word for a failure: timeout, out_of_memory, node_fail …
+        cause: Slurm's word for a failure, or for the lack of time in which a run stopped: timeout,
+            out_of_memory, node_fail …
         unheard: why it is not known whether Slurm has it; empty: it is known.
     """
 
@@ -215,24 +217,47 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return RunStatus(RunState.DONE)
     if not run.attempt_numbers():
         return RunStatus(RunState.NEW, "not started")
+    if submission.get("ended"):  # in an allocation, whose job continues without the run
+        answer = None
     records, job_status = ranks(run), _status_by_slurm(answer)
     if job_status is not None and job_status.alive:
         return replace(job_status, detail=TORN) if submission.get("torn") else job_status
     if isinstance(answer, NoAnswer):
         return _unheard_status(run, records, answer.reason)
+    if submission.get("job") and _is_done_after_all(run):
+        return RunStatus(RunState.DONE)
     if failure := first_failure(records):
         return _failed_status(run, failure, job_status)
-    forgotten = answer is None and submission.get("job")
-    job_report = _status_by_job_output(run) if forgotten else None
-    if job_report is None and answer is None and _lives(submission, records):
+    if answer is None and (run_status := _status_without_queue(run, submission, records)):
+        return run_status
+    return _ended_status(run, records, job_status)
+
+
+def _is_done_after_all(run: Run) -> bool:
+    """Returns whether a run has its done record, asked once more after Slurm has said that its job ended."""
+    # A network disk remembers for up to a minute that a file was missing, unless its folder is listed.
+    for folder in (run.folder, run.done):
+        with suppress(OSError):
+            os.listdir(folder)
+    return run.summary() is not None
+
+
+def _status_without_queue(
+    run: Run, submission: Submission, records: Sequence[Mapping[str, Any]]
+) -> RunStatus | None:
+    """Returns the status of a run of which no queue knows; None: it has begun, and nothing computes it."""
+    if submission.get("job") and _status_by_job_output(run) is not None:
+        return None
+    if _lives(submission, records):
         if records:
             return RunStatus(RunState.RUNNING, "", records[0].get("node", ""))
         if submission.get("executor") == "slurm":
             return RunStatus(RunState.QUEUED, "is being submitted")
         return RunStatus(RunState.QUEUED, "waits for its turn") if run.array else RunStatus(RunState.RUNNING)
-    if submission.get("ended") and not records and not run.cancelled.exists():
+    never_began = submission.get("ended") and not submission.get("job") and not records
+    if never_began and not run.cancelled.exists():
         return RunStatus(RunState.STOPPED, "before its turn came")
-    return _ended_status(run, records, job_status)
+    return None
 
 
 def _status_by_slurm(answer: QueuedJob | NoAnswer | None) -> RunStatus | None:
@@ -288,7 +313,8 @@ def _ended_status(run: Run, records: Sequence[dict[str, Any]], job_status: RunSt
         detail = job_status.detail if job_status and job_status.detail != "cancelled" else ""
         return RunStatus(RunState.CANCELLED, detail)
     if all_stopped(records):
-        return RunStatus(RunState.STOPPED, why_stopped(run, records))
+        reason = why_stopped(run, records)
+        return RunStatus(RunState.STOPPED, reason, cause="timeout" if reason.startswith(TOO_SHORT) else "")
     job_report = _status_by_job_output(run)
     if job_status is not None:
         detail = job_report.detail if job_report and job_status.detail == "failed" else job_status.detail
@@ -308,7 +334,7 @@ def _status_by_job_output(run: Run) -> RunStatus | None:
 
 
 def _lives(submission: Submission, records: Sequence[Mapping[str, Any]]) -> bool:
-    if submission.get("ended") and not submission.get("job"):
+    if submission.get("ended"):
         return False  # the process that watched the ranks has seen them end, even if they left no record
     if submission.get("pid") and not submission.get("job") and submission.get("host") == socket.gethostname():
         return watcher(submission) is not None
@@ -349,6 +375,6 @@ def cancel(run: Run) -> str:
     watchers = {process.pid: process for sent in newest.values() if (process := watcher(sent))}
     for process in watchers.values():
         process.send_signal(signal.SIGTERM)
-    targets = [f"job {job}" for names in jobs.values() for job in names]
+    targets = [commands.jobs_text(names) for names in jobs.values()]
     targets += [f"process {pid}" for pid in watchers]
-    return f"{', '.join(targets) or run.label} is told to save and stop"
+    return f"told to save and stop: {', '.join(targets) or run.label}"

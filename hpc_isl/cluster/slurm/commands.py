@@ -10,16 +10,17 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_isl.errors import UserError
+from hpc_isl.errors import UserError, many
 from hpc_isl.site import Site
 
 ANSWER_S = 30.0
 PATIENCE_S = 10.0  # a controller that is away is not waited for: the run folder holds much
+NAMED = 5  # jobs that a message names one by one
 FORGOTTEN = "Invalid job id specified"
 MACHINES_OWN = Path()  # the configuration that Slurm finds here by itself, whatever SLURM_CONF says
 # Options of Slurm's programs; and what a job that is submitted from inside another would inherit.
@@ -192,8 +193,16 @@ def hides_jobs_of_others(conf: Path | None = None, cluster: str | None = None) -
     return bool(os.getuid() and match and re.search(r"\b(jobs|all)\b", match[1]))
 
 
-def cancel(jobs: Iterable[str], conf: Path | None = None, cluster: str | None = None) -> None:
+def jobs_text(jobs: Sequence[str]) -> str:
+    """Returns `job 17_3, job 17_4`; of many jobs only how many: `1,000 jobs of 17`."""
+    if len(jobs) <= NAMED:
+        return ", ".join(f"job {job}" for job in jobs)
+    families = list(dict.fromkeys(job.split("_")[0] for job in jobs))
+    return f"{many(len(jobs), 'job')} of {', '.join(families[:NAMED])}{' …' * (len(families) > NAMED)}"
+
+
+def cancel(jobs: Sequence[str], conf: Path | None = None, cluster: str | None = None) -> None:
     """Tells Slurm to end the jobs: TERM first, so that they can save."""
     code, _, errors = ask(["scancel", *jobs], conf, cluster=cluster)
     if code:
-        raise UserError(f"scancel {' '.join(jobs)}: {errors}")
+        raise UserError(f"scancel of {jobs_text(jobs)}: {errors}")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpc_isl.cluster.slurm import machines
 from hpc_isl.cluster.slurm.commands import ask, cluster_of
@@ -32,6 +33,7 @@ OWN_FLAGS = {
     "mem-per-cpu", "mem-per-gpu", "gres", "gpus", "gpus-per-node", "gpus-per-task", "constraint", "clusters",
     "qos", "account",
 }  # fmt: skip
+MEMORY_SHARES = ("mem-per-cpu", "mem-per-gpu")  # flags that count instead of a site's memory
 # What sbatch prints -> name as the staff set it, where sacctmgr shows it, who may have how many jobs.
 LIMITS = {
     "AssocMaxSubmitJobLimit": ("MaxSubmitJobs", "assoc", "MaxSubmit", "you may have"),
@@ -210,8 +212,10 @@ def raised(site: Site, memory_factor: float = 1.0, time_factor: float = 1.0) -> 
         return site
     cluster = machines.read(site.slurm_conf)
     partition = cluster.partition(site.partition and site.partition.split(",")[0]) if cluster else None
-    changes: dict[str, str] = {}
-    if memory_factor > 1:
+    changes: dict[str, Any] = {}
+    if memory_factor > 1 and (flag := next((flag for flag in MEMORY_SHARES if flag in site.sbatch), None)):
+        changes["sbatch"] = {**site.sbatch, flag: _more_memory(str(site.sbatch[flag]), memory_factor)}
+    elif memory_factor > 1:
         mb = megabytes(site.memory) if site.memory else _default_memory(site, cluster, partition)
         limit = _most_memory(site, partition) if partition else None
         if mb and (limit is None or mb < limit):
@@ -225,6 +229,12 @@ def raised(site: Site, memory_factor: float = 1.0, time_factor: float = 1.0) -> 
             minutes = math.ceil(current * time_factor)
             changes["time"] = duration(minutes if limit is None else min(minutes, limit))
     return site.model_copy(update=changes)
+
+
+def _more_memory(text: str, factor: float) -> str:
+    """Returns a size as sbatch reads it, such as 4G or 4000 (MB), times the factor; what is none as it is."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)B?", text, re.IGNORECASE)
+    return f"{math.ceil(int(match[1]) * factor)}{match[2] or 'M'}" if match else text
 
 
 def _most_memory(site: Site, partition: Partition) -> int | None:

@@ -136,6 +136,7 @@ def _refuse_taken(request: RunRequest, console: Console) -> None:
         return
     if (state := status.status_of(run).state) != RunState.DONE:
         raise UserError(f"{run.stage} {run.name!r} exists and is {state}; give the step another name")
+    request = planning.with_run_folders(request, console.roots)
     planning.refuse_other_run(run, planning.planned(request.stage, request.recipe, request.site))
 
 
@@ -190,6 +191,7 @@ def _start(link: Link, site: Site, runs_before: list[Run], console: Console) -> 
     run = request.run(console.root)
     if not run.folder.exists():
         return launch.launch(planning.with_run_folders(request, console.roots), console, wait=False)
+    planning.refuse_no_run(run)
     run_status = status.status_of(run)
     if run_status.state == RunState.DONE or run_status.alive:
         console.log(f"{run.stage} {run.name!r} is {run_status.state}")

@@ -58,6 +58,10 @@ def _run_here(run: Run, site: Site, console: Console) -> int:
         with StopRequests().listening() as requests:
             ending = local.compute_in_allocation(job, site, requests, view.log, view.tick)
         view.close()
+        records = status.ranks(run, job.attempt)
+        # A job that goes back into the queue starts the run again; in any other, the run has ended before it.
+        if not status.all_stopped(records) or status.why_stopped(run, records):
+            submissions.note(run, job.attempt, site, job=job_here(), ended=now())
         return messages.ended(run, ending, console)
     submissions.note(run, job.attempt, site, **_process_identity())
     view = View(run, job.attempt)
@@ -145,7 +149,8 @@ def _submit_to_slurm(
         if members != [run]:
             families = sorted({name.split("_")[0] for name in names})
             submissions.note(run, batch.attempt, site, jobs=families)
-    messages.queued(run, names, console)
+        # Before a Ctrl-C that came meanwhile: its user would take the run for stopped.
+        messages.queued(run, names, console)
 
 
 def _batch(run: Run, members: Sequence[Run], final: Run | None, site: Site, after: Sequence[Run]) -> Batch:

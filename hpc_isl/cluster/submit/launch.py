@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from hpc_isl import site as sites
@@ -38,6 +39,8 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
     request, run, plans = _prepare(request, console)
     plan, finished, extension = next(iter(plans.values())), False, Extension()
     exists = run.folder.exists()
+    if exists:
+        planning.refuse_no_run(run)
     if exists and request.elements:
         extension = _extension(run, request, plans, console)
     if extension:
@@ -105,6 +108,7 @@ def _launch_existing(
     run: Run, request: RunRequest, plans: Mapping[str, Plan], console: Console, wait: bool
 ) -> int:
     """Extends a sweep, verifies a finished run, or resumes one in an allocation that Slurm has restarted."""
+    planning.refuse_no_run(run)
     sweep.finish_interrupted(run)
     if request.elements and (extension := _extension(run, request, plans, console)):
         _refuse_extending_alive(run, console)
@@ -273,12 +277,14 @@ def retry(run: Run, chosen: Site | None, console: Console, wait: bool) -> int:
     """
     sweep.finish_interrupted(run)
     by_site: dict[str, list[Run]] = {}
+    raised_site = cache(_with_raised_limits)  # elements fail alike: Slurm is asked once, not for each of them
     for member, run_status in status.statuses(run.elements() or [run]).items():
         # Done but for some fields, say, whose files may be whole by now.
         has_losses = bool((member.summary() or {}).get("lost"))
         if run_status.state in AGAIN or has_losses:
-            site = chosen or _with_raised_limits(sites.saved_site(member.site), run_status.cause)
-            by_site.setdefault(site.model_dump_json(), []).append(member)
+            saved_json = sites.saved_site(member.site).model_dump_json()
+            site_json = chosen.model_dump_json() if chosen else raised_site(saved_json, run_status.cause)
+            by_site.setdefault(site_json, []).append(member)
     if not by_site:
         overall = status.status_of(run)
         raise UserError(
@@ -302,11 +308,12 @@ def _final_element_last(run: Run, by_site: dict[str, list[Run]]) -> dict[str, li
     return {**by_site, final_site: [*members, final]}
 
 
-def _with_raised_limits(site: Site, cause: str) -> Site:
-    """Returns the site with more of what was missing, up to what the partition gives."""
+def _with_raised_limits(site_json: str, cause: str) -> str:
+    """Returns a site, as JSON, with more of what was missing, up to what the partition gives."""
+    site = Site.model_validate_json(site_json)
     if site.executor != "slurm" or cause not in ("out_of_memory", "timeout"):
-        return site
+        return site_json
     from hpc_isl.cluster.slurm import limits
 
     memory, time = (MORE, 1.0) if cause == "out_of_memory" else (1.0, MORE)
-    return limits.raised(site, memory, time)
+    return limits.raised(site, memory, time).model_dump_json()

@@ -150,14 +150,24 @@ def recipe_differences(run: Run, plan: Plan) -> list[str]:
     return [f"  {key}: {saved_values.get(key)!r} there, {requested_values.get(key)!r} here" for key in keys]
 
 
+def refuse_no_run(run: Run) -> None:
+    """Checks that an existing folder holds a run, or an array.
+
+    Raises:
+        UserError: it does not, or another process is making it, or was killed while it did.
+    """
+    if not run.recipe.is_file():
+        raise UserError(
+            f"{run.folder} exists and is not a run, or one whose making was cut off; choose another --name"
+        )
+
+
 def refuse_other_run(run: Run, plan: Plan) -> None:
     """Checks that an existing folder holds just this run.
 
     Raises:
         UserError: it holds another one; with the differences.
     """
-    if not run.recipe.is_file():
-        raise UserError(f"{run.folder} exists and is not a run; choose another --name")
     if lines := differences(run, plan):
         other_recipe = recipe_differences(run, plan)
         refuse(run, lines, "with another recipe" if other_recipe else "from other inputs")
@@ -251,7 +261,7 @@ def _message(request: RunRequest, times: Sequence[Estimate]) -> str:
     basis += ", without waiting in the queue" if request.site.executor == "slurm" else ""
     if not request.elements:
         parts = ", ".join(f"{phase} {duration(s)}" for phase, s in times[0].seconds.items() if s >= 1)
-        return f"time: about {duration(times[0].total)} ({parts}; {basis})"
+        return f"time: about {duration(times[0].total)} ({'; '.join(filter(None, [parts, basis]))})"
     site, total = request.site, sum(time.total for time in times)
     slots = local.slots(site) if site.executor == "local" else site.array or len(times)
     at_once = min(len(times), slots)
