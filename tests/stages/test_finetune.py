@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 import zarr
+from made_up_screen import write_screen
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import label
@@ -463,6 +464,26 @@ def test_labels_on_test_fields_alone_are_enough_without_annotation(world, tmp_pa
     assert any("scored on 2 boxes of 'few'" in line for line in plan(recipe(world, *few, "n=0")).messages)
     with pytest.raises(UserError, match="no field in the parts train, validation of the split has them"):
         plan(recipe(world, *few, "n=1"))
+
+
+def test_boxes_at_times_without_a_source_neither_train_nor_test(tmp_path):
+    """Labels cover all times of a field, whose bright-field may have begun late or not at all."""
+    unlit = [("B03", 1), ("B04", 0), ("B05", 0), ("B05", 1)]
+    index = write_screen(tmp_path / "S1.zarr", ("B02", "B03", "B04", "B05"), 1, times=2, unlit=unlit)
+    for field in index.plate.fields:
+        objects = np.ones((2, 96, 128), np.uint32)
+        write_labels(index.image(field.key), "cells", objects, origin="human", boxes=[(0, 0, 96, 128)])
+    base = [f"plates=[{tmp_path}/S1.zarr]", "labels=cells", "arm=random", NET, SHORT,
+            "sources=[{channel: Brightfield}]"]  # fmt: skip
+    planned = plan(load("finetune", None, [*base, "split={test_wells: [B04, B05], validation_wells: []}"]))
+    assert any("are left out at times at which a source was not imaged: B03/1 of S1" in line
+               for line in planned.messages)  # fmt: skip
+    one = resolve_inputs(planned.recipe)
+    assert sorted((box.key.well, box.time) for box in one.learning) == [("B02", 0), ("B02", 1), ("B03", 0)]
+    assert [(box.key.well, box.time) for box in one.testing] == [("B04", 1)]
+    only = load("finetune", None, [*base, "split={test_wells: [B02, B03, B04], validation_wells: []}"])
+    with pytest.raises(UserError, match=r"'cells': of the fields in the parts .* none has all sources"):
+        plan(only)
 
 
 def test_other_labels_of_a_plate_do_not_make_a_run_another_one(world, tmp_path):
