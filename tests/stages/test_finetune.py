@@ -38,6 +38,7 @@ from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.finetune import stain_threshold
 from hpc_isl.stages.finetune.boxes import Box, draw, objects_of
 from hpc_isl.stages.finetune.inputs import resolve_inputs
+from hpc_isl.stages.finetune.scores import _row as box_row
 from hpc_isl.stages.finetune.scores import count
 from hpc_isl.stages.finetune.stage import finetune, plan
 from hpc_isl.stages.pretrain.stage import pretrain
@@ -284,6 +285,17 @@ def test_reference_labels_are_scored_separately_and_the_first_gives_the_figures(
     assert {entry["truth"] for entry in json.loads((found.folder / "panels.json").read_text())} == {
         "nuclei drafted"
     }
+
+
+def test_a_plate_map_that_uses_our_names_changes_no_score(world):
+    """The `origin` of a cell line is not who drew the labels, nor a `time` in hours that of the image."""
+    setting = resolve_inputs(recipe(world, "arm=random", "n=1"))
+    box = setting.testing[0]
+    facts = {box.key.well: {"origin": "ATCC", "time": "24 h", "cell_line": "HeLa"}}
+    mapped = replace(box, plate=replace(box.plate, index=replace(box.index, plate_map=facts)))
+    row = box_row(recipe(world, "arm=random", "n=1"), setting, mapped, np.zeros((96, 96), np.uint32))
+    assert (row["origin"], row["time"], row["cell_line"]) == ("human", 0, "HeLa")
+    assert (row["origin (plate map)"], row["time (plate map)"]) == ("ATCC", "24 h")
 
 
 def test_with_train_on_all_every_box_trains_and_nothing_is_scored(world, tmp_path):

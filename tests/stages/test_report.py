@@ -413,6 +413,18 @@ def test_boxes_of_the_training_line_and_of_others_are_told_apart(tmp_path: Path,
         assert float(row["difference_low"]) < less < float(row["difference_high"])
 
 
+def test_test_boxes_are_grouped_by_a_column_of_the_plate_map_that_is_called_as_ours(
+    tmp_path: Path, plate: Index
+) -> None:
+    run = made_up_sweep(tmp_path, plate, having(PAIR, within="origin"))
+    for path in (tmp_path / "runs").rglob("scores.csv"):
+        path.write_text(path.read_text().replace("cell_line", "origin (plate map)", 1))
+    found = of(run)
+    assert found.sweep.group == "origin (plate map)"
+    groups = {path[0] for path, _ in next(iter(found.designs[found.truth, ""].columns.values()))}
+    assert groups == {"HeLa", "3T3", "MCF10A"}
+
+
 def test_whatever_else_is_swept_makes_another_arm(tmp_path: Path, plate: Index) -> None:
     shape = having(PAIR, over={"train.steps": (400, 1600)})
     found = of(made_up_sweep(tmp_path, plate, shape))

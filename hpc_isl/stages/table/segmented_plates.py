@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError
 from hpc_isl.plates.metadata import read_group
 from hpc_isl.plates.plate import FieldKey, layout
+from hpc_isl.plates.plate_map import OF_PLATE_MAP
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.field_records import read_records
 
@@ -249,7 +250,7 @@ def rows_of(plates: Sequence[SegmentedPlate], per: str) -> pd.DataFrame:
 def plate_map_name(name: str, used_names: Collection[str] = ()) -> str:
     """Returns how a column of the plate map is called in tables, where some names are taken."""
     is_taken = name in OURS or name in used_names or name.startswith((MEDIAN, BESIDE, FLAG))
-    return f"{name} (plate map)" if is_taken else name
+    return f"{name}{OF_PLATE_MAP}" if is_taken else name
 
 
 def mapped_columns(plates: Sequence[SegmentedPlate]) -> list[str]:
