@@ -30,9 +30,11 @@ from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import CONTRACT, read_contract
 from hpc_isl.objects.matching import object_scores
-from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import open_plate, read_box, read_labels, write_labels
+from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
+from hpc_isl.plates.statistics import measure
+from hpc_isl.plates.store import finalise, open_plate, read_box, read_labels, write_field, write_labels
 from hpc_isl.recipes.load import load
+from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.finetune import stain_threshold
@@ -296,6 +298,30 @@ def test_a_plate_map_that_uses_our_names_changes_no_score(world):
     row = box_row(recipe(world, "arm=random", "n=1"), setting, mapped, np.zeros((96, 96), np.uint32))
     assert (row["origin"], row["time"], row["cell_line"]) == ("human", 0, "HeLa")
     assert (row["origin (plate map)"], row["time (plate map)"]) == ("ATCC", "24 h")
+
+
+def test_boxes_of_two_acquisitions_have_names_of_their_own_in_tables(tmp_path):
+    """A report pairs test boxes by name: those of two passes over a field would be one."""
+    keys = [FieldKey(well, "1", number) for well in ("B02", "B03") for number in (0, 2)]
+    fields = tuple(Field(key, (1, 1, 1, 96, 96), "uint16") for key in keys)
+    channels = (Channel("Brightfield", fluorescent=False),)
+    plate = Plate("P01", *layout({"B02", "B03"}), channels, fields, pixel_um=0.5)
+    for field in fields:
+        pixels = np.random.default_rng(0).integers(0, 900, field.shape).astype(np.uint16)
+        write_field(tmp_path / "P01.zarr", plate, field, pixels, measure(pixels), CodecRecipe())
+    index = finalise(tmp_path / "P01.zarr", plate, {})
+    for key in keys[:2] + keys[3:]:  # of B03 the second pass alone has labels
+        objects = np.ones((96, 96), np.uint32)
+        write_labels(index.image(key), "cells", objects, origin="human", boxes=WHOLE)
+    base = [f"plates=[{tmp_path}/P01.zarr]", "labels=cells", "arm=random", NET, SHORT,
+            "split={test_wells: [B03], validation_wells: []}"]  # fmt: skip
+
+    def names(*more):
+        boxes = resolve_inputs(load("finetune", None, [*base, *more]))
+        return [sorted(box.field_name for box in part) for part in (boxes.learning, boxes.testing)]
+
+    assert names("sources=[{channel: Brightfield}]") == [["1", "2x1"], ["1"]]
+    assert names("sources=[{channel: Brightfield, acquisition: 2}]") == [["1"], ["1"]]
 
 
 def test_with_train_on_all_every_box_trains_and_nothing_is_scored(world, tmp_path):

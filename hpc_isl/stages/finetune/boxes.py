@@ -62,6 +62,20 @@ class Box:
         return self.plate.name, self.key.well, self.key.name
 
     @property
+    def field_name(self) -> str:
+        """The name of its field in tables: with the acquisition where another one has these labels too."""
+        if self.plate.view.sources[0].acquisition is not None:
+            return self.key.name
+        others = {*self.index.plate.acquisitions} - {self.key.acquisition}
+        keys = (replace(self.key, acquisition=other) for other in others)
+        return self.key.image if any(map(self._has_boxes, keys)) else self.key.name
+
+    def _has_boxes(self, key: FieldKey) -> bool:
+        """Returns whether a field is on the plate, can be seen and has these labels."""
+        on_plate = key in self.index.statistics and bool(self.plate.times(key))
+        return on_plate and self.labels in label_names(self.index.image(key))
+
+    @property
     def place(self) -> tuple[str | int, ...]:
         """Identifies the box, wherever the plate is stored."""
         return *self.field, self.key.acquisition, self.time, *self.corners

@@ -120,7 +120,7 @@ def _row(recipe: FinetuneRecipe, inputs: FinetuneInputs, box: Box, labels: Label
         learnt_values = {training_box.value(recipe.within) for training_box in inputs.learning}
         same = "within" if box.value(recipe.within) in learnt_values else "across"
     row = {
-        "plate": box.plate.name, "well": box.key.well, "field": box.key.name, "time": box.time,
+        "plate": box.plate.name, "well": box.key.well, "field": box.field_name, "time": box.time,
         "box": " ".join(map(str, box.corners)), "truth": box.labels, "origin": box.origin, "same": same,
         "iou": mask_iou(predicted, truth), **object_scores(predicted, truth),
         "objects": count(truth), "predicted": count(predicted),
@@ -139,7 +139,7 @@ def count(labels: NDArray[Any]) -> int:
 def _panel(number: int, box: Box, labels: Labels, stain: Pixels | None) -> Panel:
     corners = box.at(box.level)
     description = {
-        "key": str(number), "plate": str(box.index.path), "well": box.key.well, "field": box.key.name,
+        "key": str(number), "plate": str(box.index.path), "well": box.key.well, "field": box.field_name,
         "time": box.time, "level": box.level, "box": list(corners), "truth": box.labels,
     }  # fmt: skip
     arrays: dict[str, NDArray[Any]] = {f"labels_{number}": inside(labels, corners)}
