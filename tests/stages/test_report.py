@@ -439,6 +439,23 @@ def test_whatever_else_is_swept_makes_another_arm(tmp_path: Path, plate: Index) 
     }
 
 
+def test_objects_are_those_of_an_arms_own_boxes(tmp_path: Path, plate: Index) -> None:
+    """What else is swept, as `train_where` or `labels`, may decide what there is to learn from."""
+    run = made_up_sweep(tmp_path, plate, having(PAIR, over={"train.steps": (400, 1600)}))
+    for path in run.folder.glob("finetune/*steps=1600*/done/finetune.json"):
+        summary = json.loads(path.read_text())
+        summary["figures"]["objects"] *= 10
+        path.write_text(json.dumps(summary))
+    found, table = of(run), tmp_path / "summary.csv"
+    table.write_text(tables(found)["summary.csv"])
+    arms = [f"random+isl, train.steps={steps}" for steps in (400, 1600)]
+    kinds = {"score": "iou", "truth": "nuclei", "same": "", "n": 1}
+    few, many = (float(line(table, arm=arm, **kinds)["objects"]) for arm in arms)
+    assert many == pytest.approx(10 * few)
+    objects = {str(one.arm): one.objects for one in found.savings[found.truth] if one.n == 1}
+    assert objects == dict(zip(arms, (pytest.approx(few), pytest.approx(many)), strict=True))
+
+
 def test_seeds_are_chance_and_no_arms(tmp_path: Path, plate: Index) -> None:
     found = of(made_up_sweep(tmp_path, plate, having(PAIR, draws=(0,), over={"train.seed": (0, 1)})))
     assert [str(arm) for arm in found.sweep.arms] == ["random", "random+isl"]

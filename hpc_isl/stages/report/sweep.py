@@ -215,9 +215,13 @@ class Sweep:
         same = set(self.scores.same)
         return ("", *(name for name in ("within", "across") if name in same))
 
-    def trained(self, n: N, what: str) -> float:
-        """Returns boxes or objects at one N: the mean over draws, each counted once for all arms."""
+    def trained(self, n: N, what: str, arm: Arm | None = None) -> float:
+        """Returns boxes or objects at one N: the mean over draws, each counted once for all arms.
+
+        `arm`: of arms of this variant alone: what is swept besides may decide which boxes there are.
+        """
         elements = [element for element in self.elements if element.recipe.n == n]
+        elements = [element for element in elements if arm is None or element.arm.variant == arm.variant]
         return fmean({(e.replicate, e.recipe.fold): e.trained(what) for e in elements}.values())
 
 
