@@ -23,7 +23,7 @@ from hpc_isl.plates.store import Index
 from hpc_isl.run import Run
 from hpc_isl.stages.report.example_panels import EXTRA, MATCHED, MISSED, panels
 from hpc_isl.stages.report.page import LEGEND, headline
-from hpc_isl.stages.report.stage import Report, report, tables
+from hpc_isl.stages.report.stage import Report, mean_scores, report, tables
 from hpc_isl.stages.report.statistics import Results, results
 from hpc_isl.stages.report.sweep import read_sweep
 from hpc_isl.stages.shared.following import SCORES
@@ -348,6 +348,14 @@ def test_without_an_arm_of_isl_nothing_is_claimed_for_it(tmp_path: Path, plate: 
 def test_truth_drafted_from_the_stain_is_called_circular(tmp_path: Path, plate: Index) -> None:
     run = made_up_sweep(tmp_path, plate, having(PAIR, truth=(("drafts", "drafted"), ("nuclei", "human"))))
     assert said(run).startswith("Circular: the labels that score, drafts,")
+
+
+def test_an_arm_without_a_test_box_of_the_main_labels_has_no_mean(tmp_path: Path, plate: Index) -> None:
+    run = made_up_sweep(tmp_path, plate, having(PAIR, truth=Shape().truth))
+    for path in run.folder.glob("finetune/arm=random,*/scores.csv"):
+        rows = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(row for row in rows if ",human," not in row))
+    assert {*mean_scores(run).curves} == {"random+isl"}
 
 
 def test_of_one_truth_what_people_drew_comes_first(tmp_path: Path, plate: Index) -> None:

@@ -159,6 +159,13 @@ def test_a_time_line_without_any_object_has_a_table(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_drift_of_an_earlier_version_flags_wells_too(tmp_path: Path) -> None:
+    run = made_up_segmentation(tmp_path, [MadeUp(wells=("B02", "B03"))])
+    (run.folder / "drift.csv").write_text("plate,well,fields,largest,where\nP01,B02,2,9.5,a\nP01,B03,2,1,a\n")
+    table(run, heat_maps=[])
+    assert read(run.folder / "wells.csv").flag_drifted.tolist() == [2, 0]
+
+
 def test_a_plate_map_may_use_our_names(tmp_path: Path) -> None:
     facts = {"B02": {"objects": "tip 3", "area_um2": "x", "well": "b2", "median_age": "9",
                      "normalised_objects": "0.5", "flag_edge": "yes"}}  # fmt: skip
