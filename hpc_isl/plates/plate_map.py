@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hpc_isl.errors import UserError, nearest
@@ -11,6 +11,7 @@ from hpc_isl.files import csv_lines
 from hpc_isl.plates.plate import well_name, well_position
 
 PlateMap = dict[str, dict[str, str]]
+OF_PLATE_MAP = " (plate map)"  # ends the name of a column that is called as one of ours
 
 
 def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapping[str, str]]) -> PlateMap:
@@ -49,6 +50,11 @@ def read_plate_map(path: Path, rows: int, columns: int, known: Mapping[str, Mapp
 def merged(under: Mapping[str, Mapping[str, str]], over: Mapping[str, Mapping[str, str]]) -> PlateMap:
     """Returns both maps together; where both have a value, that of `over`."""
     return {well: {**under.get(well, {}), **over.get(well, {})} for well in sorted({*under, *over})}
+
+
+def map_name(column: str, ours: Collection[str]) -> str:
+    """Returns how a column is called in a table that has columns of its own."""
+    return f"{column}{OF_PLATE_MAP}" if column in ours else column
 
 
 def _key(path: Path, header: list[str], known: Mapping[str, Mapping[str, str]]) -> str:

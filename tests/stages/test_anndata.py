@@ -57,6 +57,16 @@ def test_features_are_those_of_the_plain_table(
         assert data.obs_names[0].startswith("P01_B02")
 
 
+def test_columns_of_a_plate_map_that_are_called_as_features_describe_objects(tmp_path: Path) -> None:
+    wells = ("B02", "B03")
+    facts = {well: {"label": "mock", "area_um2": "large"} for well in wells}
+    run = made_up_segmentation(tmp_path, [MadeUp(wells=wells, plate_map=facts)])
+    data, plain = written(run, tmp_path, per="object")
+    assert {*data.obs["Metadata_label_plate_map"]} == {"mock"}
+    assert {*data.obs["Metadata_area_um2_plate_map"]} == {"large"}
+    np.testing.assert_array_equal(data[:, "area_um2"].X.ravel(), plain.area_um2.to_numpy(np.float32))
+
+
 def test_plain_and_relative_readouts_are_layers(run: Run, tmp_path: Path) -> None:
     data, plain = written(run, tmp_path)
     raw = plain[[*data.var_names]].to_numpy(np.float32)

@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 import zarr
+from made_up_screen import write_screen
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import label
@@ -29,14 +30,17 @@ from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import CONTRACT, read_contract
 from hpc_isl.objects.matching import object_scores
-from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import open_plate, read_box, read_labels, write_labels
+from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
+from hpc_isl.plates.statistics import measure
+from hpc_isl.plates.store import finalise, open_plate, read_box, read_labels, write_field, write_labels
 from hpc_isl.recipes.load import load
+from hpc_isl.recipes.plates import CodecRecipe
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.finetune import stain_threshold
 from hpc_isl.stages.finetune.boxes import Box, draw, objects_of
 from hpc_isl.stages.finetune.inputs import resolve_inputs
+from hpc_isl.stages.finetune.scores import _row as box_row
 from hpc_isl.stages.finetune.scores import count
 from hpc_isl.stages.finetune.stage import finetune, plan
 from hpc_isl.stages.pretrain.stage import pretrain
@@ -285,6 +289,41 @@ def test_reference_labels_are_scored_separately_and_the_first_gives_the_figures(
     }
 
 
+def test_a_plate_map_that_uses_our_names_changes_no_score(world):
+    """The `origin` of a cell line is not who drew the labels, nor a `time` in hours that of the image."""
+    setting = resolve_inputs(recipe(world, "arm=random", "n=1"))
+    box = setting.testing[0]
+    facts = {box.key.well: {"origin": "ATCC", "time": "24 h", "cell_line": "HeLa"}}
+    mapped = replace(box, plate=replace(box.plate, index=replace(box.index, plate_map=facts)))
+    row = box_row(recipe(world, "arm=random", "n=1"), setting, mapped, np.zeros((96, 96), np.uint32))
+    assert (row["origin"], row["time"], row["cell_line"]) == ("human", 0, "HeLa")
+    assert (row["origin (plate map)"], row["time (plate map)"]) == ("ATCC", "24 h")
+
+
+def test_boxes_of_two_acquisitions_have_names_of_their_own_in_tables(tmp_path):
+    """A report pairs test boxes by name: those of two passes over a field would be one."""
+    keys = [FieldKey(well, "1", number) for well in ("B02", "B03") for number in (0, 2)]
+    fields = tuple(Field(key, (1, 1, 1, 96, 96), "uint16") for key in keys)
+    channels = (Channel("Brightfield", fluorescent=False),)
+    plate = Plate("P01", *layout({"B02", "B03"}), channels, fields, pixel_um=0.5)
+    for field in fields:
+        pixels = np.random.default_rng(0).integers(0, 900, field.shape).astype(np.uint16)
+        write_field(tmp_path / "P01.zarr", plate, field, pixels, measure(pixels), CodecRecipe())
+    index = finalise(tmp_path / "P01.zarr", plate, {})
+    for key in keys[:2] + keys[3:]:  # of B03 the second pass alone has labels
+        objects = np.ones((96, 96), np.uint32)
+        write_labels(index.image(key), "cells", objects, origin="human", boxes=WHOLE)
+    base = [f"plates=[{tmp_path}/P01.zarr]", "labels=cells", "arm=random", NET, SHORT,
+            "split={test_wells: [B03], validation_wells: []}"]  # fmt: skip
+
+    def names(*more):
+        boxes = resolve_inputs(load("finetune", None, [*base, *more]))
+        return [sorted(box.field_name for box in part) for part in (boxes.learning, boxes.testing)]
+
+    assert names("sources=[{channel: Brightfield}]") == [["1", "2x1"], ["1"]]
+    assert names("sources=[{channel: Brightfield, acquisition: 2}]") == [["1"], ["1"]]
+
+
 def test_with_train_on_all_every_box_trains_and_nothing_is_scored(world, tmp_path):
     wanted = recipe(world, "arm=random", "train_on_all=true")
     assert not any("nothing will be scored" in line for line in plan(wanted).messages)
@@ -463,6 +502,26 @@ def test_labels_on_test_fields_alone_are_enough_without_annotation(world, tmp_pa
     assert any("scored on 2 boxes of 'few'" in line for line in plan(recipe(world, *few, "n=0")).messages)
     with pytest.raises(UserError, match="no field in the parts train, validation of the split has them"):
         plan(recipe(world, *few, "n=1"))
+
+
+def test_boxes_at_times_without_a_source_neither_train_nor_test(tmp_path):
+    """Labels cover all times of a field, whose bright-field may have begun late or not at all."""
+    unlit = [("B03", 1), ("B04", 0), ("B05", 0), ("B05", 1)]
+    index = write_screen(tmp_path / "S1.zarr", ("B02", "B03", "B04", "B05"), 1, times=2, unlit=unlit)
+    for field in index.plate.fields:
+        objects = np.ones((2, 96, 128), np.uint32)
+        write_labels(index.image(field.key), "cells", objects, origin="human", boxes=[(0, 0, 96, 128)])
+    base = [f"plates=[{tmp_path}/S1.zarr]", "labels=cells", "arm=random", NET, SHORT,
+            "sources=[{channel: Brightfield}]"]  # fmt: skip
+    planned = plan(load("finetune", None, [*base, "split={test_wells: [B04, B05], validation_wells: []}"]))
+    assert any("are left out at times at which a source was not imaged: B03/1 of S1" in line
+               for line in planned.messages)  # fmt: skip
+    one = resolve_inputs(planned.recipe)
+    assert sorted((box.key.well, box.time) for box in one.learning) == [("B02", 0), ("B02", 1), ("B03", 0)]
+    assert [(box.key.well, box.time) for box in one.testing] == [("B04", 1)]
+    only = load("finetune", None, [*base, "split={test_wells: [B02, B03, B04], validation_wells: []}"])
+    with pytest.raises(UserError, match=r"'cells': of the fields in the parts .* none has all sources"):
+        plan(only)
 
 
 def test_other_labels_of_a_plate_do_not_make_a_run_another_one(world, tmp_path):

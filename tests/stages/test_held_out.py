@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from hpc_isl.objects.scores import mae
 from hpc_isl.objects.types import Pixels
 from hpc_isl.recipes.load import load
 from hpc_isl.run import Attempt, Run
-from hpc_isl.stages.shared.held_out import figures, predict_field, quick_scores, score, write_scores
+from hpc_isl.stages.shared.held_out import (
+    by_plate_map,
+    figures,
+    predict_field,
+    quick_scores,
+    score,
+    write_scores,
+)
 from hpc_isl.stages.shared.pictures import training_figure
 from hpc_isl.stages.shared.plate_views import PlateViews
 from hpc_isl.stages.shared.training_run import TrainingLog
@@ -99,6 +107,22 @@ def l1(prediction: Pixels, truth: Pixels) -> float:
 def lines(**curves: list[float]) -> list[dict[str, Any]]:
     return [{"step": step, "values": {name.replace("_", "/"): value}}
             for name, values in curves.items() for step, value in enumerate(values, 1)]  # fmt: skip
+
+
+def test_a_plate_map_that_uses_our_names_changes_no_score(study: PlateViews) -> None:
+    """Its `target`, `time` and `objects` stand beside ours, and group the figures as other columns do."""
+    facts = {"B04": {"target": "EGFR", "time": "24 h", "objects": "many"}, "C04": {"target": "KRAS"}}
+    own = replace(study, indices=(replace(study.indices[0], plate_map=facts),))
+    sees = Predictor(FirstFieldAlone(0))
+    rows = [row for place in own.fields("test") for seen in predict_field(sees, place)
+            for row in score(seen, None)]  # fmt: skip
+    assert [(row["target"], row["time"], row["target (plate map)"]) for row in rows] == [
+        ("Hoechst max", 0, "EGFR"), ("Hoechst max", 0, "KRAS"),
+    ]  # fmt: skip
+    assert figures(rows)["images"] == 2
+    assert "objects" not in figures(rows)
+    groups = by_plate_map(own, rows)
+    assert {name: [*values] for name, values in groups.items()} == {"target": ["EGFR", "KRAS"]}
 
 
 def test_training_curves_name_the_loss_and_what_is_measured() -> None:

@@ -76,6 +76,13 @@ def test_quality_of_an_assay_is_that_of_the_formula(run: Run, tmp_path: Path) ->
     assert f"P02: Z′ of objects {z_prime:.2f} (5 negative and 5 positive control wells)" in made.notes
 
 
+def test_each_time_of_a_plate_has_a_quality_of_its_own(tmp_path: Path) -> None:
+    plate = MadeUp("P01", [*LOW, *HIGH], plate_map=CONTROLS, times=2)
+    made = table(made_up_segmentation(tmp_path, [plate]), tmp_path / "wells.csv", heat_maps=[])
+    lines = [note.partition(":")[0] for note in made.notes if "Z′" in note]
+    assert lines == ["P01 time 0", "P01 time 1"]
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.floats(0.1, 100), st.floats(-1e3, 1e3), st.integers(0, 2**32 - 1))
 def test_quality_depends_on_no_unit(gain: float, offset: float, seed: int) -> None:

@@ -23,7 +23,7 @@ from hpc_isl.plates.store import Index
 from hpc_isl.run import Run
 from hpc_isl.stages.report.example_panels import EXTRA, MATCHED, MISSED, panels
 from hpc_isl.stages.report.page import LEGEND, headline
-from hpc_isl.stages.report.stage import Report, report, tables
+from hpc_isl.stages.report.stage import Report, mean_scores, report, tables
 from hpc_isl.stages.report.statistics import Results, results
 from hpc_isl.stages.report.sweep import read_sweep
 from hpc_isl.stages.shared.following import SCORES
@@ -350,6 +350,14 @@ def test_truth_drafted_from_the_stain_is_called_circular(tmp_path: Path, plate: 
     assert said(run).startswith("Circular: the labels that score, drafts,")
 
 
+def test_an_arm_without_a_test_box_of_the_main_labels_has_no_mean(tmp_path: Path, plate: Index) -> None:
+    run = made_up_sweep(tmp_path, plate, having(PAIR, truth=Shape().truth))
+    for path in run.folder.glob("finetune/arm=random,*/scores.csv"):
+        rows = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(row for row in rows if ",human," not in row))
+    assert {*mean_scores(run).curves} == {"random+isl"}
+
+
 def test_of_one_truth_what_people_drew_comes_first(tmp_path: Path, plate: Index) -> None:
     shape = having(PAIR, truth=(("nuclei", "drafted"), ("nuclei", "human")))
     assert [truth.origin for truth in of(made_up_sweep(tmp_path, plate, shape)).sweep.truths] == [
@@ -413,6 +421,18 @@ def test_boxes_of_the_training_line_and_of_others_are_told_apart(tmp_path: Path,
         assert float(row["difference_low"]) < less < float(row["difference_high"])
 
 
+def test_test_boxes_are_grouped_by_a_column_of_the_plate_map_that_is_called_as_ours(
+    tmp_path: Path, plate: Index
+) -> None:
+    run = made_up_sweep(tmp_path, plate, having(PAIR, within="origin"))
+    for path in (tmp_path / "runs").rglob("scores.csv"):
+        path.write_text(path.read_text().replace("cell_line", "origin (plate map)", 1))
+    found = of(run)
+    assert found.sweep.group == "origin (plate map)"
+    groups = {path[0] for path, _ in next(iter(found.designs[found.truth, ""].columns.values()))}
+    assert groups == {"HeLa", "3T3", "MCF10A"}
+
+
 def test_whatever_else_is_swept_makes_another_arm(tmp_path: Path, plate: Index) -> None:
     shape = having(PAIR, over={"train.steps": (400, 1600)})
     found = of(made_up_sweep(tmp_path, plate, shape))
@@ -425,6 +445,23 @@ def test_whatever_else_is_swept_makes_another_arm(tmp_path: Path, plate: Index) 
         ("random+isl, train.steps=400", "random, train.steps=400"),
         ("random+isl, train.steps=1600", "random, train.steps=1600"),
     }
+
+
+def test_objects_are_those_of_an_arms_own_boxes(tmp_path: Path, plate: Index) -> None:
+    """What else is swept, as `train_where` or `labels`, may decide what there is to learn from."""
+    run = made_up_sweep(tmp_path, plate, having(PAIR, over={"train.steps": (400, 1600)}))
+    for path in run.folder.glob("finetune/*steps=1600*/done/finetune.json"):
+        summary = json.loads(path.read_text())
+        summary["figures"]["objects"] *= 10
+        path.write_text(json.dumps(summary))
+    found, table = of(run), tmp_path / "summary.csv"
+    table.write_text(tables(found)["summary.csv"])
+    arms = [f"random+isl, train.steps={steps}" for steps in (400, 1600)]
+    kinds = {"score": "iou", "truth": "nuclei", "same": "", "n": 1}
+    few, many = (float(line(table, arm=arm, **kinds)["objects"]) for arm in arms)
+    assert many == pytest.approx(10 * few)
+    objects = {str(one.arm): one.objects for one in found.savings[found.truth] if one.n == 1}
+    assert objects == dict(zip(arms, (pytest.approx(few), pytest.approx(many)), strict=True))
 
 
 def test_seeds_are_chance_and_no_arms(tmp_path: Path, plate: Index) -> None:

@@ -627,6 +627,13 @@ def test_times_without_a_source_have_no_objects_and_no_counts(lab, tmp_path, lar
     assert wells.lost_fields.to_dict() == {("B02", 0): 0, ("B02", 1): 0, ("B03", 0): 0, ("B03", 1): 1}
 
 
+def test_a_series_whose_source_begins_late_on_all_fields_is_segmented_from_there(lab, tmp_path):
+    wells = ("B02", "B03")
+    write_screen(tmp_path / "S1.zarr", wells, 1, times=2, unlit=[(well, 0) for well in wells])
+    keys = [f"model={lab}/runs/finetune/cells", f"plates=[{tmp_path}/S1.zarr]", "labels=found"]
+    assert not [line for line in plan(load("segment", None, keys)).messages if "cannot be seen" in line]
+
+
 def test_a_plate_map_that_was_corrected_reaches_the_tables(lab, tmp_path):
     run = segmented(lab, tmp_path)
     index = open_plate(tmp_path / "S1.zarr")

@@ -281,6 +281,18 @@ def test_wells_that_the_model_was_trained_on_are_never_called_unlike_them(lab, t
         assert picture.width > 1.5 * picture.height, "an ordinary well beside the one that is far"
 
 
+def test_a_far_well_whose_source_begins_late_has_no_picture_and_ends_no_run(lab, tmp_path, capsys):
+    """The picture shows the first time, which such a well lacks: the warning and the table name it."""
+    wells = ["B02", "B03", "B04"]
+    write_screen(tmp_path / "S1.zarr", wells=wells, fields=1, times=2, faint=["B04"], unlit=[("B04", 0)])
+    run = computed(lab, tmp_path, "labels=found")
+    said = capsys.readouterr().out
+    assert "(worst: S1 B04:" in said
+    assert "look at these wells" in said
+    assert run.summary() is not None
+    assert not (run.pictures / "drift.png").exists()
+
+
 def test_without_wells_that_are_far_there_is_neither_warning_nor_picture(lab, tmp_path, capsys):
     run = computed(lab, tmp_path, "labels=found")
     assert "unlike" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -144,12 +145,37 @@ def test_times_and_acquisitions_have_rows_of_their_own(tmp_path: Path) -> None:
     assert wells.confluence.max() < 1
 
 
+def test_a_time_line_without_any_object_has_a_table(tmp_path: Path) -> None:
+    """No object says how many times there are, and empty fields have no focus: their records do."""
+    wells = ("B02", "B03")
+    run = made_up_segmentation(tmp_path, [MadeUp(wells=wells, empty=wells, lost={("B03", "1"): "torn"})])
+    for path in (run.folder / "fields").rglob("*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record if "problem" in record else record | {"times": 3, "empty": True}))
+    table(run, heat_maps=[])
+    rows = read(run.folder / "wells.csv")
+    assert rows[["well", "time", "fields", "lost_fields", "objects"]].to_numpy().tolist() == [
+        *(["B02", time, 2, 0, 0] for time in range(3)), *(["B03", time, 1, 1, 0] for time in range(3)),
+    ]  # fmt: skip
+
+
+def test_drift_of_an_earlier_version_flags_wells_too(tmp_path: Path) -> None:
+    run = made_up_segmentation(tmp_path, [MadeUp(wells=("B02", "B03"))])
+    (run.folder / "drift.csv").write_text("plate,well,fields,largest,where\nP01,B02,2,9.5,a\nP01,B03,2,1,a\n")
+    table(run, heat_maps=[])
+    assert read(run.folder / "wells.csv").flag_drifted.tolist() == [2, 0]
+
+
 def test_a_plate_map_may_use_our_names(tmp_path: Path) -> None:
-    facts = {"B02": {"objects": "tip 3", "area_um2": "x", "well": "b2", "median_age": "9"}}
-    run = made_up_segmentation(tmp_path, [MadeUp(plate_map=facts)])
+    facts = {"B02": {"objects": "tip 3", "area_um2": "x", "well": "b2", "median_age": "9",
+                     "normalised_objects": "0.5", "flag_edge": "yes"}}  # fmt: skip
+    controls = {well: facts.get(well, {}) | {"control": "negative"} for well in ("B02", "B03", "C02")}
+    run = made_up_segmentation(tmp_path, [MadeUp(plate_map=controls)])
     table(run, heat_maps=[])
     wells = read(run.folder / "wells.csv")
     assert wells["objects (plate map)"][0] == "tip 3"
+    assert wells["normalised_objects (plate map)"][0] == 0.5
+    assert wells["flag_edge (plate map)"][0] == "yes"
     assert wells["median_age (plate map)"][0] == 9
     assert wells.objects.dtype.kind == "i"
     table(run, tmp_path / "objects.csv", "object", [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_isl import seeds
-from hpc_isl.errors import UserError, nearest
+from hpc_isl.errors import UserError, many, nearest
 from hpc_isl.learning.data.annotated_crops import labels_in
 from hpc_isl.learning.data.split import PARTS
 from hpc_isl.learning.data.view import View
@@ -27,6 +27,7 @@ Corners = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels, ends excluded."""
 LEAST = 0.5
 """The share of the smallest annotated object's area below which an object is dropped."""
+SHOWN = 6  # fields that a remark names
 SPECK = 0.05
 """The share of the median area of a box's objects below which one is a slip of the pen."""
 
@@ -59,6 +60,20 @@ class Box:
     def field(self) -> tuple[str, str, str]:
         """Plate, well and name of its field."""
         return self.plate.name, self.key.well, self.key.name
+
+    @property
+    def field_name(self) -> str:
+        """The name of its field in tables: with the acquisition where another one has these labels too."""
+        if self.plate.view.sources[0].acquisition is not None:
+            return self.key.name
+        others = {*self.index.plate.acquisitions} - {self.key.acquisition}
+        keys = (replace(self.key, acquisition=other) for other in others)
+        return self.key.image if any(map(self._has_boxes, keys)) else self.key.name
+
+    def _has_boxes(self, key: FieldKey) -> bool:
+        """Returns whether a field is on the plate, can be seen and has these labels."""
+        on_plate = key in self.index.statistics and bool(self.plate.times(key))
+        return on_plate and self.labels in label_names(self.index.image(key))
 
     @property
     def place(self) -> tuple[str | int, ...]:
@@ -101,25 +116,47 @@ def _coarse(start: int, stop: int, length: int, edge: int) -> tuple[int, int]:
 
 
 def boxes_of(study: PlateViews, labels: str, parts: Sequence[str] = PARTS) -> list[Box]:
-    """Returns every box of these labels in fields of these parts, plate by plate.
+    """Returns every box of these labels in fields of these parts, plate by plate, where they can be seen.
 
     Raises:
-        UserError: no field has labels of that name.
+        UserError: no field has labels of that name, or none of them has all sources.
     """
-    boxes = []
+    boxes, annotated = [], False
     for plate in study.plates:
         for key in (key for part in parts for key in study.keys(plate.index, part)):
             image = plate.index.image(key)
             if labels in label_names(image):
                 origin, corners = annotation(image, labels)
-                times = range(plate.index.field(key).shape[0])
+                times, annotated = plate.times(key), True
                 boxes += [Box(plate, key, time, labels, origin, edges) for time in times for edges in corners]
     if not boxes:
+        parts_text = "" if set(parts) == set(PARTS) else f" in the parts {', '.join(parts)} of the split"
+        if annotated:
+            raise UserError(
+                f"labels {labels!r}: of the fields{parts_text} that have them none has all sources"
+            )
         images = (index.image(field.key) for index in study.indices for field in index.plate.fields)
         names = {name for image in images for name in label_names(image)}
-        parts_text = "" if set(parts) == set(PARTS) else f" in the parts {', '.join(parts)} of the split"
         raise UserError(f"labels {labels!r}: no field{parts_text} has them; {nearest(labels, sorted(names))}")
     return boxes
+
+
+def unseen_remarks(study: PlateViews, labels: str) -> Iterator[str]:
+    """Yields which fields have labels but lack a source at some of their times: boxes there do not count."""
+    fields = [
+        f"{key} of {plate.name}"
+        for plate in study.plates
+        for part in PARTS
+        for key in study.keys(plate.index, part)
+        if len(plate.times(key)) < plate.index.field(key).shape[0]
+        and labels in label_names(plate.index.image(key))
+    ]
+    if fields:
+        more = f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else ""
+        yield (
+            f"labels {labels!r} of {many(len(fields), 'field', 'is', 'are')} left out at times at which a "
+            f"source was not imaged: {', '.join(fields[:SHOWN])}{more}"
+        )
 
 
 def draw(boxes: Sequence[Box], n: int | str, number: int) -> list[Box]:

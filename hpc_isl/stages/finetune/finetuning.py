@@ -220,7 +220,7 @@ def _calibrate(task: Task, start: Start, inputs: FinetuneInputs, attempt: Attemp
 def write_boxes(attempt: Attempt, objects: Sequence[BoxObjects]) -> None:
     """Writes `boxes.csv`: the boxes that are learnt from."""
     rows = [
-        {"plate": entry.box.plate.name, "well": entry.box.key.well, "field": entry.box.key.name,
+        {"plate": entry.box.plate.name, "well": entry.box.key.well, "field": entry.box.field_name,
          "time": entry.box.time, "box": " ".join(map(str, entry.box.corners)), "origin": entry.box.origin,
          "objects": entry.count}
         for entry in objects

@@ -23,7 +23,14 @@ from hpc_isl.stages.finetune.boxes import Box, by_field
 from hpc_isl.stages.finetune.inputs import FinetuneInputs
 from hpc_isl.stages.shared.decoding import decode, rule_of
 from hpc_isl.stages.shared.following import SCORES
-from hpc_isl.stages.shared.held_out import Row, finite_figures, mean, means_and_deviations, write_scores
+from hpc_isl.stages.shared.held_out import (
+    Row,
+    finite_figures,
+    mean,
+    means_and_deviations,
+    with_plate_map,
+    write_scores,
+)
 from hpc_isl.stages.shared.training_run import TrainingRun
 from hpc_isl.stages.shared.workloads import TEST, megapixels
 
@@ -112,12 +119,13 @@ def _row(recipe: FinetuneRecipe, inputs: FinetuneInputs, box: Box, labels: Label
     if recipe.within is not None and inputs.learning:
         learnt_values = {training_box.value(recipe.within) for training_box in inputs.learning}
         same = "within" if box.value(recipe.within) in learnt_values else "across"
-    return {
-        "plate": box.plate.name, "well": box.key.well, "field": box.key.name, "time": box.time,
+    row = {
+        "plate": box.plate.name, "well": box.key.well, "field": box.field_name, "time": box.time,
         "box": " ".join(map(str, box.corners)), "truth": box.labels, "origin": box.origin, "same": same,
         "iou": mask_iou(predicted, truth), **object_scores(predicted, truth),
-        "objects": count(truth), "predicted": count(predicted), **box.plate.plate_map(box.key),
+        "objects": count(truth), "predicted": count(predicted),
     }  # fmt: skip
+    return with_plate_map(row, box.plate.plate_map(box.key), row)
 
 
 def count(labels: NDArray[Any]) -> int:
@@ -131,7 +139,7 @@ def count(labels: NDArray[Any]) -> int:
 def _panel(number: int, box: Box, labels: Labels, stain: Pixels | None) -> Panel:
     corners = box.at(box.level)
     description = {
-        "key": str(number), "plate": str(box.index.path), "well": box.key.well, "field": box.key.name,
+        "key": str(number), "plate": str(box.index.path), "well": box.key.well, "field": box.field_name,
         "time": box.time, "level": box.level, "box": list(corners), "truth": box.labels,
     }  # fmt: skip
     arrays: dict[str, NDArray[Any]] = {f"labels_{number}": inside(labels, corners)}

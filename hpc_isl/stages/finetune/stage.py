@@ -23,7 +23,7 @@ from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.program import ProgramRecipe
 from hpc_isl.run import Attempt, Plan
 from hpc_isl.stages.finetune import sweep
-from hpc_isl.stages.finetune.boxes import fingerprint, states
+from hpc_isl.stages.finetune.boxes import fingerprint, states, unseen_remarks
 from hpc_isl.stages.finetune.boxes import parts as boxes_parts
 from hpc_isl.stages.finetune.inputs import (
     FinetuneInputs,
@@ -210,6 +210,8 @@ def _messages(recipe: FinetuneRecipe, inputs: FinetuneInputs) -> Iterator[str]:
             f"to {' and '.join(filter(None, purposes))}, boxes are left out in turn: {cost} (left_out=never "
             f"spares {'that' if recipe.program else 'them'})"
         )
+    for name in dict.fromkeys([recipe.labels, *recipe.reference_labels]):
+        yield from unseen_remarks(inputs.study, name)
     yield from inputs.remarks
 
 

@@ -150,7 +150,8 @@ def _read_box(box: ExampleBox, view: View) -> BoxContent:
     index = open_plate(Path(box.plate))
     acquisition = view.sources[0].acquisition
     keys = [field.key for field in index.plate.fields if acquisition in (None, field.key.acquisition)]
-    key = next((key for key in keys if (key.well, key.name) == (box.well, box.field)), None)
+    in_well = (key for key in keys if key.well == box.well)
+    key = next((key for key in in_well if box.field in (key.name, key.image)), None)
     if key is None:
         raise UserError(f"{index.path}: has no field {box.well}/{box.field}")
     if level_on(view, index, key) != box.level:

@@ -222,7 +222,7 @@ def _score_table(sweep: Sweep, truth: Truth, facet: str) -> Html:
     rows = []
     for cell in sweep.cells:
         if spread_by_score := spreads(sweep, truth, cell, facet):
-            objects = f"{sweep.trained(cell.n, 'objects'):.0f}"
+            objects = f"{sweep.trained(cell.n, 'objects', cell.arm):.0f}"
             image_count = max(spread.images for spread in spread_by_score.values())
             texts = [str(spread_by_score[score]).replace("nan", "–").replace("-", "−") for score in SCORES]
             rows.append([cell.arm, cell.n, objects, image_count, *texts])

@@ -12,6 +12,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
 from hpc_isl.learning.data.split import PARTS
 from hpc_isl.learning.data.split import read as read_split
+from hpc_isl.plates.plate_map import OF_PLATE_MAP
 from hpc_isl.plates.store import open_plate
 from hpc_isl.recipes.strict import flatten
 from hpc_isl.stages.report.sweep import Element, Sweep, rank, swept_keys
@@ -120,8 +121,8 @@ def _groups(sweep: Sweep) -> dict[tuple[str, str], str]:
         # A plate that has moved keeps the values that the scores name.
         except (UserError, OSError):
             continue
-        rows = index.plate_map.items()
-        groups |= {(index.plate.name, well): row.get(sweep.group, "") for well, row in rows}
+        rows, column = index.plate_map.items(), sweep.group.removesuffix(OF_PLATE_MAP)
+        groups |= {(index.plate.name, well): row.get(column, "") for well, row in rows}
     return groups
 
 

@@ -155,20 +155,22 @@ def draw_curves(results: Results, truth: Truth, name: str) -> Picture:
 def _draw_arms(axis: Axes, sweep: Sweep, design: Design, over: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    positions = {n: float(index) for index, n in enumerate(sweep.counts)}
+    places = {n: float(index) for index, n in enumerate(sweep.counts)}
+    cells = [cell for cell in sweep.cells if cell.n in places]
+    positions = {cell: places[cell.n] for cell in cells}
     if over == "objects":
-        positions = {n: sweep.trained(n, "objects") for n in sweep.counts}
+        positions = {cell: sweep.trained(cell.n, "objects", cell.arm) for cell in cells}
         axis.set_xscale("log")
     for arm in sweep.arms:
         curve = [Cell(arm, n) for n in sweep.counts if Cell(arm, n) in design.columns]
         if curve:
-            _draw_curve(axis, sweep, design, curve, [positions[cell.n] for cell in curve])
+            _draw_curve(axis, sweep, design, curve, [positions[cell] for cell in curve])
     for arm in [arm for arm in sweep.arms if Cell(arm, 0) in design.columns]:
         level = design.mean(Cell(arm, 0)).value
         axis.axhline(level, color=color(arm), lw=1.8, ls=":", label=f"{arm}, N = 0")
     if over == "boxes":
-        axis.set_xticks(list(positions.values()), [_tick(sweep, n) for n in positions], fontsize=10)
-        axis.set_xlim(-0.4, len(positions) - 0.6)
+        axis.set_xticks(list(places.values()), [_tick(sweep, n) for n in places], fontsize=10)
+        axis.set_xlim(-0.4, len(places) - 0.6)
     else:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

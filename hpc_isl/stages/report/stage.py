@@ -109,10 +109,10 @@ def mean_scores(run: Run) -> Means:
     """
     sweep, curves = read_sweep(run), dict[str, dict[int, float]]()
     for cell in sweep.cells:
-        mean = spreads(sweep, sweep.truths[0], cell)[sweep.score].mean
         # `all` stands for as many boxes as its draws have on average.
-        boxes = 0 if cell.n == 0 else round(sweep.trained(cell.n, "boxes"))
-        curves.setdefault(str(cell.arm), {})[boxes] = mean
+        boxes = 0 if cell.n == 0 else round(sweep.trained(cell.n, "boxes", cell.arm))
+        if scores := spreads(sweep, sweep.truths[0], cell):  # test boxes may have other labels alone
+            curves.setdefault(str(cell.arm), {})[boxes] = scores[sweep.score].mean
     return Means(sweep.score, name_of_score(sweep.score), str(sweep.truths[0]), curves)
 
 
@@ -152,8 +152,9 @@ def _summary(results: Results) -> Iterator[Row]:
                 is_main = score == sweep.score and cell in design.columns
                 yield {
                     **_about(truth), "same": facet, "arm": str(cell.arm), "n": cell.n,
-                    "objects": sweep.trained(cell.n, "objects"), "score": score, "mean": spread.mean,
-                    "sd": spread.sd, "scored": spread.images, "undefined": spread.undefined,
+                    "objects": sweep.trained(cell.n, "objects", cell.arm), "score": score,
+                    "mean": spread.mean, "sd": spread.sd, "scored": spread.images,
+                    "undefined": spread.undefined,
                     **(_bounds("", design.mean(cell)) if is_main else {}),
                 }  # fmt: skip
 

@@ -230,14 +230,16 @@ def savings(sweep: Sweep, scores: Design) -> Iterator[Saving]:
 def _curve_cells(sweep: Sweep, scores: Design, arm: Arm) -> list[Cell]:
     """Returns the cells of an arm by rising number of objects; where two have as many, the first."""
     # Reversed, so that of two numbers with as many objects the smaller one stays.
-    cells = {sweep.trained(n, "objects"): Cell(arm, n) for n in reversed(sweep.counts)
+    cells = {sweep.trained(n, "objects", arm): Cell(arm, n) for n in reversed(sweep.counts)
              if Cell(arm, n) in scores.columns}  # fmt: skip
     return [cells[objects] for objects in sorted(cells) if objects > 0]
 
 
 def _savings(sweep: Sweep, scores: Design, arm_cells: list[Cell], base_cells: list[Cell]) -> Iterator[Saving]:
     values, resampled = scores.resampled([*arm_cells, *base_cells])
-    objects = [[sweep.trained(cell.n, "objects") for cell in cells] for cells in (arm_cells, base_cells)]
+    objects = [
+        [sweep.trained(cell.n, "objects", cell.arm) for cell in cells] for cells in (arm_cells, base_cells)
+    ]
 
     def factors(means: Floats) -> list[tuple[float, Between]]:
         scores = means.tolist()

@@ -16,6 +16,7 @@ import pandas as pd
 
 from hpc_isl.errors import UserError
 from hpc_isl.files import read_json
+from hpc_isl.plates.plate_map import OF_PLATE_MAP
 from hpc_isl.recipes.base import SweepRecipe
 from hpc_isl.recipes.finetune import FinetuneRecipe
 from hpc_isl.recipes.load import read_kept
@@ -204,7 +205,9 @@ class Sweep:
     def group(self) -> str | None:
         """Column of the plate map whose values are the outermost units of the test boxes."""
         columns = set(self.scores) - {*ABOUT, *BOX, *LABELS, *SCORES}
-        return next((name for name in (self.first.within, "cell_line") if name in columns), None)
+        within = self.first.within
+        names = (within, f"{within}{OF_PLATE_MAP}", "cell_line")
+        return next((name for name in names if name in columns), None)
 
     @property
     def facets(self) -> tuple[str, ...]:
@@ -212,9 +215,13 @@ class Sweep:
         same = set(self.scores.same)
         return ("", *(name for name in ("within", "across") if name in same))
 
-    def trained(self, n: N, what: str) -> float:
-        """Returns boxes or objects at one N: the mean over draws, each counted once for all arms."""
+    def trained(self, n: N, what: str, arm: Arm | None = None) -> float:
+        """Returns boxes or objects at one N: the mean over draws, each counted once for all arms.
+
+        `arm`: of arms of this variant alone: what is swept besides may decide which boxes there are.
+        """
         elements = [element for element in self.elements if element.recipe.n == n]
+        elements = [element for element in elements if arm is None or element.arm.variant == arm.variant]
         return fmean({(e.replicate, e.recipe.fold): e.trained(what) for e in elements}.values())
 
 

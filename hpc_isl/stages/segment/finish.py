@@ -181,13 +181,18 @@ def _complete_keys(inputs: SegmentInputs, rows: Sequence[Row]) -> dict[str, list
 # ---------------------------------------------------------------- pictures
 
 
-def draw_objects(inputs: SegmentInputs, run: Run, rows: Sequence[Row]) -> dict[str, Path]:
-    """Draws `pictures/objects.png`: the first source of up to six fields, with the outline of each object."""
-    fields = [
+def _drawable_fields(inputs: SegmentInputs, rows: Sequence[Row]) -> list[tuple[PlateInput, FieldKey, Row]]:
+    """Returns the fields that did not fail and whose first time, which pictures show, was imaged."""
+    return [
         (*place, row)
         for place, row in zip(inputs.fields, rows, strict=True)
         if "problem" not in row and 0 not in row.get("not_imaged", ())
     ]
+
+
+def draw_objects(inputs: SegmentInputs, run: Run, rows: Sequence[Row]) -> dict[str, Path]:
+    """Draws `pictures/objects.png`: the first source of up to six fields, with the outline of each object."""
+    fields = _drawable_fields(inputs, rows)
     if not fields or not inputs.keeps_labels:
         return {}
     path = run.pictures / "objects.png"
@@ -269,13 +274,13 @@ def write_drift(inputs: SegmentInputs, attempt: Attempt, rows: Sequence[Row]) ->
 
 
 def _draw_drift(inputs: SegmentInputs, path: Path, rows: Sequence[Row], wells: Sequence[Row]) -> Path | None:
-    """Draws the first whole field of each well, the most ordinary one first; None if no labels are kept."""
+    """Draws the first whole field of each well, the most ordinary one first; None: none that is far."""
     fields: dict[tuple[str, str], tuple[PlateInput, FieldKey, Row]] = {}
-    for (plate, key), row in zip(inputs.fields, rows, strict=True):
-        if "problem" not in row:
-            fields.setdefault((plate.name, key.well), (plate, key, row))
+    for field in _drawable_fields(inputs, rows) if inputs.keeps_labels else ():
+        fields.setdefault((field[0].name, field[1].well), field)
     pairs = [(well, fields[place]) for well in wells if (place := (well["plate"], well["well"])) in fields]
-    if not pairs or not inputs.keeps_labels:
+    if not any(well["largest"] > FAR for well, _ in pairs):
+        path.unlink(missing_ok=True)  # of an earlier attempt
         return None
     panels = []
     for well, field in pairs:

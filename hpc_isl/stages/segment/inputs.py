@@ -86,7 +86,8 @@ class PlateInput:
                 if (kind := seen_as(view, self.index, key)) in checked:
                     continue
                 scale = scale_on(view, self.index, key, self.recipe.pixel_um)
-                field_view(at_scale(view, scale), self.index, key)
+                time = next(iter(imaged_times(view, self.index, key)), 0)
+                field_view(at_scale(view, scale), self.index, key, time)
                 checked.add(kind)
             except UserError as error:
                 yield str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,17 @@ from hpc_isl.learning.training.world import World
 from hpc_isl.objects.scores import is_constant, mae, pcc, pcc_by_object, ssim
 from hpc_isl.objects.types import Pixels
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.plate_map import map_name
 from hpc_isl.plates.store import label_names
 from hpc_isl.stages.shared.plate_views import PlateField, PlateView, PlateViews, name_of
 
 Row = dict[str, Any]
 SCORES = ("pcc", "mae", "ssim")
 CONSTANT = "constant_predictions"
+COLUMNS = frozenset({
+    "plate", "well", "field", "acquisition", "time", "target", *SCORES, CONSTANT, "objects", "pcc_objects",
+})  # fmt: skip
+"""The columns of the scores of pretraining that are ours."""
 # A column of the plate map with more values than this names wells rather than groups of them.
 MOST_GROUPS = 24
 
@@ -140,8 +145,16 @@ def score(predicted: FieldPrediction, labels: str | None) -> list[Row]:
             box = shifted(predicted.seen, plate.shift(key, image_key(key, role)))
             by_object = pcc_by_object(pixels, target, label_image[box])
             row |= {"objects": len(by_object), "pcc_objects": mean(by_object.values())}
-        rows.append(row | plate.plate_map(key))
+        rows.append(with_plate_map(row, plate.plate_map(key), COLUMNS))
     return rows
+
+
+def with_plate_map(row: Row, facts: Mapping[str, str], ours: Collection[str]) -> Row:
+    """Returns the row with the columns of the plate map after its own.
+
+    `ours`: names of columns that are not the plate map's, whatever it calls its own.
+    """
+    return row | {map_name(column, ours): value for column, value in facts.items()}
 
 
 # ---------------------------------------------------------------- tables
@@ -193,9 +206,10 @@ def by_plate_map(study: PlateViews, rows: Sequence[Row]) -> dict[str, dict[str, 
     columns = {name for index in study.indices for line in index.plate_map.values() for name in line}
     by_column: dict[str, dict[str, dict[str, Any]]] = {}
     for column in sorted(columns):
-        values = sorted({row.get(column, "") for row in rows} - {""})
+        name = map_name(column, COLUMNS)
+        values = sorted({row.get(name, "") for row in rows} - {""})
         if 1 < len(values) <= MOST_GROUPS:
-            by_column[column] = {v: figures([r for r in rows if r.get(column) == v]) for v in values}
+            by_column[column] = {v: figures([r for r in rows if r.get(name) == v]) for v in values}
     return by_column
 
 

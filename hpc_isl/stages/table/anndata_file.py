@@ -7,7 +7,7 @@ under the names that pycytominer has for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,7 +76,7 @@ def write_rows(
     """
     from anndata.io import write_elem
 
-    metadata_names, features = _split_columns([str(name) for name in rows], plates)
+    metadata_names, features = _split_columns([*map(str, rows)], plates, mapped_columns(plates))
     layers = {"raw": rows, "normalised": relative} if relative is not None else {}
     with _file(path) as file:
         write_elem(file, "X", _matrix(relative if in_place and relative is not None else rows, features))
@@ -87,7 +87,8 @@ def write_rows(
 
 def write_objects(path: Path, objects: ObjectRows, facts: Mapping[str, Any]) -> int:
     """Writes a row for each object that counts; returns their number. Features pass through in parts."""
-    metadata_names, features = _split_columns(objects.schema.names, objects.plates)
+    columns, mapped = objects.schema.names, objects.renamed.values()
+    metadata_names, features = _split_columns(columns, objects.plates, mapped)
     parts: list[pd.DataFrame] = []
     with _file(path) as file:
         shape = (0, len(features))
@@ -108,10 +109,10 @@ def write_objects(path: Path, objects: ObjectRows, facts: Mapping[str, Any]) -> 
 
 
 def _split_columns(
-    columns: Sequence[str], plates: Sequence[SegmentedPlate]
+    columns: Sequence[str], plates: Sequence[SegmentedPlate], mapped: Collection[str]
 ) -> tuple[dict[str, str], list[str]]:
     """Returns the columns about a row with their names in `obs`, and those that are features."""
-    names = profiles.pycytominer_names(columns, plates[0].kind, mapped_columns(plates))
+    names = profiles.pycytominer_names(columns, plates[0].kind, mapped)
     metadata_names = {column: name for column, name in names.items() if name.startswith("Metadata_")}
     return metadata_names, [column for column in columns if column not in metadata_names]
 

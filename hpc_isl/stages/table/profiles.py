@@ -8,7 +8,7 @@ or fields, are the independent units of a plate.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from hpc_isl.stages.table.segmented_plates import FLAG, MEDIAN, OURS, TRUST
 
 CONTROL, NEGATIVE, POSITIVE = "control", "negative", "positive"
 NORMALISE = ("none", "negative_controls", "plate")
-BESIDE = "normalised_"  # begins the names of relative readouts that stand beside the plain ones
 COUNTS = ("objects", "objects_per_field", "objects_per_mm2", "confluence")
 LEAST_WELLS = 4  # of each control, below which Z′ says nothing
 # From the median absolute deviation of normal values to their standard deviation.
@@ -50,13 +49,18 @@ def by_plate(wells: pd.DataFrame) -> list[str]:
     return ["plate", *(name for name in ("acquisition", "time") if name in wells)]
 
 
+def _title(wells: pd.DataFrame, plate: Sequence[Any]) -> str:
+    """Returns `P01`, or `P01 time 1` where the table has several."""
+    return " ".join([str(plate[0]), *map("{} {}".format, by_plate(wells)[1:], plate[1:])])
+
+
 def usual_method(wells: pd.DataFrame) -> tuple[str, list[str]]:
     """Returns how readouts are made relative by default, and what a user should know about that.
 
     By negative controls, where each plate has two or more in which something was measured; else not at all.
     """
     counts = {
-        " ".join(map(str, plate)): int(plate_wells.objects[_is_control(plate_wells, NEGATIVE)].notna().sum())
+        _title(wells, plate): int(plate_wells.objects[_is_control(plate_wells, NEGATIVE)].notna().sum())
         for plate, plate_wells in wells.groupby(by_plate(wells), sort=False)
     }
     lacking = [f"{title} has {count}" for title, count in counts.items() if count < 2]
@@ -105,7 +109,7 @@ def normalised(wells: pd.DataFrame, method: str) -> Relative:
     result, names, scales, notes = wells.copy(), readouts(wells), list[dict[str, Any]](), list[str]()
     result[names] = result[names].astype(float)
     for plate, plate_wells in wells.groupby(by_plate(wells), sort=False):
-        title = " ".join(map(str, plate))
+        title = _title(wells, plate)
         basis = plate_wells if method == "plate" else plate_wells[_is_control(plate_wells, NEGATIVE)]
         if len(basis) < 2:
             raise UserError(
@@ -193,11 +197,12 @@ def quality_lines(quality: pd.DataFrame) -> Iterator[str]:
     readout = "objects_per_field" if per_field else "objects"
     count_rows = quality[quality.readout == readout] if len(quality) else quality
     for row in count_rows.to_dict("records"):
+        title = _title(quality, [row[name] for name in by_plate(quality)])
         wells = f"{row['negative_wells']} negative and {row['positive_wells']} positive control wells"
         if pd.isna(row["z_prime"]):
-            yield f"{row['plate']}: Z′ of {readout} is not known: {wells}; it needs {LEAST_WELLS} each"
+            yield f"{title}: Z′ of {readout} is not known: {wells}; it needs {LEAST_WELLS} each"
         else:
-            yield f"{row['plate']}: Z′ of {readout} {row['z_prime']:.2f} ({wells})"
+            yield f"{title}: Z′ of {readout} {row['z_prime']:.2f} ({wells})"
 
 
 def _is_control(wells: pd.DataFrame, kind: str) -> pd.Series[bool]:
@@ -210,7 +215,7 @@ def _is_control(wells: pd.DataFrame, kind: str) -> pd.Series[bool]:
 # ---------------------------------------------------------------- names
 
 
-def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) -> dict[str, str]:
+def pycytominer_names(columns: Sequence[str], kind: str, mapped: Collection[str]) -> dict[str, str]:
     """Returns column -> its name for pycytominer: `Metadata_…`, or a feature of the compartment `kind`.
 
     No name has a space. Features keep our names, which say their units, behind the compartment; the two that
@@ -218,7 +223,7 @@ def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) 
 
     Args:
         kind: of the objects, as in `SegmentedPlate.kind`.
-        mapped: the columns of the plate map.
+        mapped: those of the plate map, by their names among the columns.
 
     Raises:
         UserError: two columns would have one name.
@@ -237,13 +242,13 @@ def pycytominer_names(columns: Sequence[str], kind: str, mapped: Sequence[str]) 
         "touches_border",
         "cell",
         "nuclei_in_cell",
-        *mapped,
     }
     names: dict[str, str] = {}
     for column in columns:
         feature = column.removeprefix(MEDIAN)
         # Normalised, the number of objects is a readout, and stands beside the plain one.
-        if feature in metadata_columns or (column == "objects" and OBJECT_COUNT not in columns):
+        is_metadata = feature in metadata_columns or column in mapped
+        if is_metadata or (column == "objects" and OBJECT_COUNT not in columns):
             name = f"Metadata_{METADATA.get(column, _words(feature))}"
         else:
             name = f"{compartment}_{CELLPROFILER.get(feature, _words(feature))}"

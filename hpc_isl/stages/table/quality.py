@@ -98,7 +98,10 @@ def flagged(plate: SegmentedPlate, rules: QcRules, drift: pd.DataFrame) -> Segme
     flags["edge"] = images.well.map(lambda well: well[:-2] in ends[0] or well[-2:] in ends[1])
     plate_drift = drift[drift.plate == plate.name] if len(drift) else drift
     if len(plate_drift):
-        wells = plate_drift.well[(plate_drift.largest > rules.drifted) & plate_drift.in_training.isna()]
+        is_far = plate_drift.largest > rules.drifted
+        if "in_training" in plate_drift:  # runs of earlier versions do not tell
+            is_far &= plate_drift.in_training.isna()
+        wells = plate_drift.well[is_far]
         flags["drifted"] = images.well.isin(wells)
     columns = {
         FLAG + name: flags[name].where(whole).astype("boolean")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hpc_isl.errors import UserError
 from hpc_isl.plates.metadata import read_group
 from hpc_isl.plates.plate import FieldKey, layout
+from hpc_isl.plates.plate_map import OF_PLATE_MAP
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.field_records import read_records
 
@@ -36,6 +37,8 @@ IMAGE = ["well", "field", "acquisition", "time"]
 OBJECT = [*IMAGE, "label"]
 BY = {"well": ["well"], "field": ["well", "field"], "plate": []}
 MEDIAN = "median_"
+BESIDE = "normalised_"
+"""Begins the names of relative readouts that stand beside the plain ones."""
 # Columns whose median means nothing: positions, and the angles of axes.
 WITHOUT_MEDIAN = ("centroid_", "orientation_")
 OURS = {
@@ -182,10 +185,10 @@ def _plate(folder: Path, facts: Mapping[str, Any]) -> SegmentedPlate:
     if not rows or not columns:
         # Runs of earlier versions do not name all rows and columns of the plate.
         rows, columns = layout({record["well"] for record in records})
-    # Records of failed fields do not say how many times the field has.
-    times = 1
+    # Records of failed fields, and of earlier versions, do not say how many times the field has.
+    times = max((record.get("times", 1) for record in records), default=1)
     if table.exists():
-        times = 1 + (pc.max(pq.read_table(table, columns=["time"])["time"]).as_py() or 0)
+        times = max(times, 1 + (pc.max(pq.read_table(table, columns=["time"])["time"]).as_py() or 0))
     images = pd.DataFrame([
         image for record in records for image in _images(record, times, facts)
     ])  # fmt: skip
@@ -220,7 +223,7 @@ def _images(record: Mapping[str, Any], times: int, facts: Mapping[str, Any]) -> 
         for key in ("truth", "dropped"):
             numbers = None if problem else record.get(key)
             image[key] = None if numbers is None else numbers[time]
-        image["focus"] = None if problem else (record.get("focus") or [None] * times)[time]
+        image["focus"] = None if problem or not record.get("focus") else record["focus"][time]
         yield field | image
 
 
@@ -246,8 +249,8 @@ def rows_of(plates: Sequence[SegmentedPlate], per: str) -> pd.DataFrame:
 
 def plate_map_name(name: str, used_names: Collection[str] = ()) -> str:
     """Returns how a column of the plate map is called in tables, where some names are taken."""
-    is_taken = name in OURS or name in used_names or name.startswith(MEDIAN)
-    return f"{name} (plate map)" if is_taken else name
+    is_taken = name in OURS or name in used_names or name.startswith((MEDIAN, BESIDE, FLAG))
+    return f"{name}{OF_PLATE_MAP}" if is_taken else name
 
 
 def mapped_columns(plates: Sequence[SegmentedPlate]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,10 @@ from hpc_isl.run import Run
 from hpc_isl.stages.table import anndata_file, plate_maps, profiles
 from hpc_isl.stages.table.exclusion import Exclusions, read_exclusions, warnings
 from hpc_isl.stages.table.field_pictures import quality_section
-from hpc_isl.stages.table.object_rows import object_rows
+from hpc_isl.stages.table.object_rows import ObjectRows, object_rows
 from hpc_isl.stages.table.quality import QcRules, enough, flagged, left_out, read_rules
 from hpc_isl.stages.table.segmented_plates import (
+    BESIDE,
     BY,
     SegmentedPlate,
     mapped_columns,
@@ -130,7 +131,7 @@ def data_frame(run: Run, per: str = "well") -> pd.DataFrame:
         return rows_of(plates, per)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "objects.parquet"
-        write_objects(path, plates, lambda columns: {})
+        write_objects(path, object_rows(plates), {})
         return pd.read_parquet(path)
 
 
@@ -138,7 +139,7 @@ def _with_relative(wells: pd.DataFrame, relative: profiles.Relative) -> pd.DataF
     """Returns the wells with their relative readouts, if there are any, beside the plain ones."""
     if relative.wells is wells:  # nothing to compare with
         return wells
-    return wells.join(relative.wells[profiles.readouts(wells)].add_prefix(profiles.BESIDE))
+    return wells.join(relative.wells[profiles.readouts(wells)].add_prefix(BESIDE))
 
 
 def _check_per(per: str) -> None:
@@ -186,14 +187,13 @@ def _write(
 def _write_table(plates: Sequence[SegmentedPlate], path: Path, form: Form, rows: pd.DataFrame) -> int:
     """Writes CSV or Parquet; returns the number of its rows. `rows`: of wells, fields or plates."""
 
-    def names(columns: Sequence[str]) -> dict[str, str]:
-        if form.names == "plain":
-            return {}
-        return profiles.pycytominer_names(columns, plates[0].kind, mapped_columns(plates))
+    def names(columns: Sequence[str], mapped: Collection[str]) -> dict[str, str]:
+        return {} if form.names == "plain" else profiles.pycytominer_names(columns, plates[0].kind, mapped)
 
     if form.per == "object":
-        return write_objects(path, plates, names)
-    return write_rows(path, rows.rename(columns=names([str(name) for name in rows])))
+        objects = object_rows(plates)
+        return write_objects(path, objects, names(objects.schema.names, objects.renamed.values()))
+    return write_rows(path, rows.rename(columns=names([*map(str, rows)], mapped_columns(plates))))
 
 
 def _write_anndata(
@@ -303,17 +303,13 @@ def write_rows(path: Path, rows: pd.DataFrame) -> int:
     return len(rows)
 
 
-def write_objects(
-    path: Path, plates: Sequence[SegmentedPlate], names: Callable[[Sequence[str]], Mapping[str, str]]
-) -> int:
-    """Writes a row for each object that counts, as `ObjectRows` has them; returns their number.
+def write_objects(path: Path, objects: ObjectRows, names: Mapping[str, str]) -> int:
+    """Writes a row for each object that counts; returns their number.
 
     Args:
-        names: given the columns, returns those that are called otherwise -> how.
+        names: columns that are called otherwise -> how.
     """
-    objects, count = object_rows(plates), 0
-    new_names = names(objects.schema.names)
-    column_names = [new_names.get(name, name) for name in objects.schema.names]
+    count, column_names = 0, [names.get(name, name) for name in objects.schema.names]
     columns = zip(objects.schema, column_names, strict=True)
     schema = pa.schema([column.with_name(name) for column, name in columns])
     with _translate_errors(path), _stream_to(path, schema) as writer:
