@@ -166,12 +166,12 @@ _LOOKS = (
     ),
     _Look(
         "CellVoyager images without their index",
-        r"[^/]+_[A-P]\d\d_T\d+F\d+L\d+A\d+Z\d+C\d+\.(?:tiff?|png)",
+        r"[^/]+_A?[A-Z]\d\d_T\d+F\d+L\d+A\d+Z\d+C\d+\.(?:tiff?|png)",
         f"put MeasurementData.mlf beside them, or {_TRY.format('cellvoyager.yaml')}",
     ),
     _Look(
         "images of IN Cell Analyzer without their index",
-        r"(?:[^/]*_)?[A-P] - \d{1,2}\(fld \d+[^/]*\)\.tiff?",
+        r"(?:[^/]*_)?A?[A-Z] - \d{1,2}\(fld \d+[^/]*\)\.tiff?",
         f"put the run's .xdce beside them, or {_TRY.format('incell.yaml')}",
     ),
     _Look(

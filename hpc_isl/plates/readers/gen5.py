@@ -34,12 +34,12 @@ _NAMES = (
     # well, read step, channel's number, field, plane, channel, time
     re.compile(
         _WELL + r"(?:ROI(?P<roi>\d+))?_(?P<step>-?\d+)_\d+_(?P<field>\d+)(?:Z(?P<plane>\d+))?"
-        r"_(?P<channel>[^/]+)_(?P<time>-?\d+)\.tiff?"
+        r"_(?P<channel>[^/]+)_(?P<time>-?\d+)\.(?i:tiff?)"
     ),
     # well, field, plane, channel, channel's number, time
     re.compile(
         _WELL + r"(?P<roi>)(?P<step>)_(?P<field>-?\d+)(?:Z(?P<plane>\d+))?"
-        r"_(?P<channel>[^/_]+)_\d+_(?P<time>-?\d+)_-?\d*\.tiff?"
+        r"_(?P<channel>[^/_]+)_\d+_(?P<time>-?\d+)_-?\d*\.(?i:tiff?)"
     ),
 )
 _PROCESSED = re.compile(r"(?P<how>[A-Za-z -]+)\[(?P<name>.*)\]")

@@ -158,8 +158,8 @@ def _with_agreeing_labels(
     problems: list[Problem] = []
     for file in files:
         label = _LABEL.match(metadata[file.path].planes[0].label) if file.path in metadata else None
-        place = (normal_well(label["well"]), label["site"]) if label else None
-        if label is None or place == (file.well, file.site):
+        place = (normal_well(label["well"]), int(label["site"])) if label else None
+        if label is None or place == (file.well, int(file.site)):
             kept_files.append(file)
         else:
             text = f"{file.path.name} says that it is {label[0]!r}"
