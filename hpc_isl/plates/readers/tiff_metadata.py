@@ -64,7 +64,7 @@ class TiffMetadata:
         planes: in the order of the file.
         facts: further statements, in the vendor's own words.
         linked: the file in which an OME-TIFF without its own metadata says they lie.
-        remark: what could not be understood, and harms no pixel.
+        remark: what could not be understood, or was named otherwise, and harms no pixel.
     """
 
     header: Header
@@ -194,8 +194,9 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
         )
     planes = tuple(pages[number] for number in range(head.pages))
     return TiffMetadata(
-        head, "OME-XML", _axes(planes, image.order[::-1]), planes, image.pixel_um, image.facts
-    )
+        head, "OME-XML", _axes(planes, image.order[::-1]), planes, image.pixel_um, image.facts,
+        remark=image.remark,
+    )  # fmt: skip
 
 
 def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:

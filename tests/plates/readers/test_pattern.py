@@ -324,6 +324,19 @@ def test_channels_and_times_within_a_file_are_channels_and_times(tmp_path: Path)
         assert stored[0, 0] == pixels[plane.time, plane.plane, order[plane.channel], 0, 0]
 
 
+def test_channels_of_one_name_within_a_file_are_channels_of_their_own(tmp_path: Path) -> None:
+    pixels = np.arange(3, dtype=np.uint16).reshape(3, 1, 1) * np.ones((12, 16), np.uint16)
+    metadata = {"axes": "CYX", "Channel": {"Name": ["EGFP", "DAPI", "EGFP"]}}
+    tifffile.imwrite(tmp_path / "A01.ome.tif", pixels, photometric="minisblack", metadata=metadata)
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.ome\.tif")
+    names = [channel.name for channel in export.plate.channels]
+    assert {names[file.channel]: file.page for file in export.files[FieldKey("A01", "1")]} == {
+        "EGFP": 0, "DAPI": 1, "EGFP 2": 2,
+    }  # fmt: skip
+    assert export.problems == ()
+    assert export.remarks == ("1 file: several channels are called 'EGFP': one of them is 'EGFP 2' here",)
+
+
 def test_a_metamorph_stack_is_read_with_all_its_planes_and_quantities(tmp_path: Path) -> None:
     pixels = np.arange(5, dtype=np.uint16)[:, None, None] * np.ones((12, 16), np.uint16)
     write_stk(tmp_path / "A01.stk", pixels, [2.0] * 5, [0] * 5, pixel_um=0.5, places=[(100.0, 40.0)] * 5)
@@ -634,6 +647,23 @@ def test_a_table_of_paths_and_wells_is_enough(images: Images) -> None:
     assert export.plate.wells == ("A01", "A02")
 
 
+def test_a_file_for_two_wells_is_stored_in_neither(images: Images) -> None:
+    folder = images("1.tif", "2.tif")
+    export = read(folder, **table(folder, "path,well", "1.tif,A01", "1.tif,A02", "2.tif,A03"))
+    text = "1.tif is given for the fields A01/1, A02/1"
+    assert [(str(key), *rest) for key, *rest in export.problems] == [
+        ("A01/1", text, "duplicate"), ("A02/1", text, "duplicate"),
+    ]  # fmt: skip
+    assert [len(files) for files in export.files.values()] == [0, 0, 1]
+
+
+def test_a_line_that_a_table_repeats_counts_once(images: Images) -> None:
+    folder = images("1.tif", "2.tif")
+    export = read(folder, **table(folder, "path,well", "1.tif,A01", "1.tif,A01", "2.tif,A02"))
+    assert export.problems == ()
+    assert [len(files) for files in export.files.values()] == [1, 1]
+
+
 def test_files_that_a_table_names_in_vain_are_problems(images: Images) -> None:
     folder = images("1.tif")
     export = read(folder, **table(folder, "path,well,field", "1.tif,A01,1", "2.tif,A01,2"))
@@ -733,6 +763,18 @@ def test_the_google_study_is_read_as_published(images: Images) -> None:
             ["Image/W15F001T0001Z01C1.tif", "Image/W15F001T0002Z01C2.tif"],
             ["pattern.wells_on_plate=96"],
             {("B03/001", 0, 0, 0), ("B03/001", 1, 1, 0)},
+        ),
+        (
+            "cellvoyager",
+            ["P_B03_T0001F001L01A01Z01C01.TIF", "P_AF48_T0001F001L01A01Z01C02.png"],
+            [],
+            {("B03/001", 0, 0, 0), ("AF48/001", 0, 1, 0)},
+        ),
+        (
+            "imagexpress",
+            ["P_B03_s1_w1.TIF", "P_B03_s1_w10.TIF"],
+            [],
+            {("B03/1", 0, 0, 0), ("B03/1", 0, 1, 0)},
         ),
         (
             "incucyte",
