@@ -354,7 +354,7 @@ def _sizes_passed_over(exports: Sequence[Export], names: Sequence[str]) -> Itera
             continue
         distance = "at unknown or uneven distances" if not plate.plane_um else f"{plate.plane_um:g} µm apart"
         if not plate.plane_um or not isclose(plate.plane_um, plane_um, rel_tol=plane_checks.MEASURED):
-            yield f"{name}: its planes lie {distance}, and those of others {plane_um:g} µm: the plate states these"
+            yield f"{name}: its planes lie {distance}, others {plane_um:g} µm: the plate states these"
 
 
 def _check_same_plate(exports: Sequence[Export], names: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ def _nearest(below: Folder, name: str) -> list[str]:
 
 
 def _file_of_run(below: Folder, name: str) -> str:
-    """Returns the file of this name, "" where there is none; raises a `UserError` where several runs have it."""
+    """Returns the file of this name, or ""; raises a `UserError` where several runs have one."""
     names = _nearest(below, name)
     if len(names) > 1:
         raise UserError(f"{below.root} holds {len(names)} runs ({', '.join(names[:5])}); give one as source")

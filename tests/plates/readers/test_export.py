@@ -70,7 +70,7 @@ def test_sizes_of_one_source_that_another_does_not_have_are_remarked(tmp_path: P
         sources.append(replace(source, plate=plate))
     assert export.merged(sources, ["live", "fixed", "late"]).remarks == (
         "fixed: states no size of a pixel; 0.5 µm is taken, as of the others",
-        "fixed: its planes lie 3 µm apart, and those of others 2 µm: the plate states these",
+        "fixed: its planes lie 3 µm apart, others 2 µm: the plate states these",
     )
 
 
