@@ -191,8 +191,11 @@ def gaps(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str])
                 f"({listed(lacking)})"
             )
     last_times = {key: max(plane.time for plane in planes) for key, planes in named.items() if planes}
-    early_fields = [key for key, time in last_times.items() if time < max(last_times.values())]
-    if early_fields and max(last_times.values()) > 0:
+    latest: dict[int, int] = {}  # of each acquisition, whose series have lengths of their own
+    for key, time in last_times.items():
+        latest[key.acquisition] = max(latest.get(key.acquisition, 0), time)
+    early_fields = [key for key, time in last_times.items() if time < latest[key.acquisition]]
+    if early_fields:
         examples = listed([str(key) for key in early_fields])
         remarks.append(
             f"{len(early_fields)} of {len(last_times)} fields end before the last time ({examples})"

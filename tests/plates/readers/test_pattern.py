@@ -259,7 +259,7 @@ def test_acquisitions_have_planes_and_times_of_their_own(images: Images) -> None
     assert export.plate.acquisitions == {0: "live", 1: "stain"}
     shapes = {str(field.key): field.shape[:3] for field in export.plate.fields}
     assert shapes == {"A01/1": (2, 1, 2), "A01/1x1": (1, 1, 1)}
-    assert export.problems == ()
+    assert (export.problems, export.remarks) == ((), ())
 
 
 def test_images_become_wells_in_natural_order(images: Images) -> None:
