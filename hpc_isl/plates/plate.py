@@ -293,7 +293,7 @@ def row_name(row: int) -> str:
 
 @lru_cache(maxsize=4096)
 def well_position(well: str) -> tuple[int, int]:
-    """Returns (1, 2) of "B03", "b3" and "B003", (26, 0) of "aa1"; raises a `UserError` for what is no well."""
+    """Returns (1, 2) of "B03", "b3" and "B003", (26, 0) of "aa1"; raises a `UserError` for others."""
     # Rows beyond Z are AA to AF, on plates of 1536 wells.
     match = re.fullmatch(r"([Aa]?[A-Za-z])0*([1-9]\d?)", well.strip())
     if not match:

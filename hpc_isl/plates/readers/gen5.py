@@ -134,6 +134,12 @@ def _planes(
     """Returns the planes of all files; those whose own well is another than their name's are problems."""
     planes: list[_Plane] = []
     problems: list[Problem] = []
+    # A file that cannot be read is of the channel that the others of its label state.
+    stated_names = {
+        matches[name]["channel"]: tiff.planes[0].channel_name
+        for name in matches
+        if (tiff := metadata.get(below.root / name)) and tiff.header.pages == 1
+    }
     for name, match in matches.items():
         path = below.root / name
         tiff = metadata.get(path)
@@ -146,6 +152,7 @@ def _planes(
         processed = _PROCESSED.fullmatch(match["channel"])
         label = processed["name"] if processed else match["channel"]
         how = processed["how"].strip() if processed else ""
+        label = label if tiff else stated_names.get(match["channel"]) or label
         # Negative times are taken for the first one.
         first_plane, time = _first_plane(match, tiff), max(0, int(match["time"]))
         for page, plane in enumerate(tiff.planes if tiff else [PlaneMetadata()]):

@@ -63,7 +63,7 @@ def check(
             (NOT_IMAGED, lost_paths.intersection(unimaged)),
             ("damaged", lost_paths.difference(absent, unimaged)),
         ):
-            clauses = [unreadable[plane.path] for plane in planes if plane.path in paths]
+            clauses = list(dict.fromkeys(unreadable[p.path] for p in planes if p.path in paths))
             problems += [Problem(key, listed(clauses), kind)] if clauses else []
         problems += [Problem(key, listed(duplicates), "duplicate")] if duplicates else []
         kept_planes = [

@@ -135,6 +135,15 @@ def test_endings_may_be_in_upper_case(tmp_path: Path) -> None:
     assert (result.plate.wells, result.left_out) == (("A01", "A02"), ())
 
 
+def test_a_damaged_file_adds_no_channel_where_files_call_theirs_otherwise(tmp_path: Path) -> None:
+    for well in ("A01", "A02"):
+        write(tmp_path / f"{well}_01_1_1_Dapi_001.tif", Shot(well))
+    (tmp_path / "A02_01_1_1_Dapi_001.tif").write_bytes(b"")
+    result = gen5.read(tmp_path)
+    assert [channel.name for channel in result.plate.channels] == ["DAPI"]
+    assert [(str(key), kind) for key, _, kind in result.problems] == [("A02/1", "damaged")]
+
+
 def test_several_plates_and_names_without_metadata(tmp_path: Path) -> None:
     write(tmp_path / "A1_01_1_1_DAPI_001.tif", Shot())
     write(tmp_path / "A2_01_1_1_DAPI_001.tif", Shot("A02", facts={"Plate": "Plate 2"}))

@@ -545,6 +545,31 @@ def test_damaged_files_are_all_named(images: Images) -> None:
     assert export.plate.fields[0].shape == (1, 1, 1, 24, 32)
 
 
+def test_a_damaged_file_adds_neither_a_channel_nor_a_time_to_the_others(tmp_path: Path) -> None:
+    """Channels and times are those that the files state, and this one states nothing."""
+    metadata = {"axes": "TCYX", "Channel": {"Name": ["GFP", "DAPI"]}}
+    for well in ("A01", "A02", "A03"):
+        pixels = np.zeros((3, 2, 12, 16), np.uint16)
+        tifffile.imwrite(tmp_path / f"{well}.ome.tif", pixels, photometric="minisblack", metadata=metadata)
+    damaged = tmp_path / "A02.ome.tif"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.ome\.tif")
+    assert [channel.name for channel in export.plate.channels] == ["DAPI", "GFP"]
+    assert {field.shape[:3] for field in export.plate.fields} == {(3, 2, 1)}
+    [(key, text, kind)] = export.problems
+    assert (str(key), kind, text.count("A02.ome.tif")) == ("A02/1", "damaged", 1)
+    assert export.remarks == ()
+
+
+def test_a_well_of_one_time_begins_with_the_series_of_the_others(tmp_path: Path) -> None:
+    for well, times in (("A01", 3), ("A02", 1)):
+        pixels = np.zeros((times, 12, 16), np.uint16)
+        tifffile.imwrite(tmp_path / f"{well}.tif", pixels, imagej=True, metadata={"axes": "TYX"})
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.tif")
+    assert [field.shape[0] for field in export.plate.fields] == [3, 1]
+    assert export.problems == ()
+
+
 def test_a_folder_without_any_usable_file_is_refused(images: Images) -> None:
     folder = images("A01_s1_w1.tif")
     (folder / "A01_s1_w1.tif").write_bytes(b"")
