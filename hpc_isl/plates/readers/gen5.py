@@ -65,9 +65,8 @@ class _Plane:
 
 def recognise(below: Folder) -> bool:
     """Returns whether an image is named as Gen5 names them, and states so."""
-    example = min((name for name in below.files if _matched_name(name)), default="")
-    tiff = tiff_metadata.tried(below.root / example) if example else None
-    return isinstance(tiff, TiffMetadata) and tiff.source == "Gen5"
+    names = [name for name in below.files if _matched_name(name)]
+    return tiff_metadata.source_of(below.root, names) == "Gen5"
 
 
 def read(folder: Path, resample: bool = False) -> Export:

@@ -74,11 +74,8 @@ def recognise(below: Folder) -> bool:
     """Returns whether there is an HTD file, or an image whose name and metadata are those of MetaXpress."""
     if any(name.lower().endswith(".htd") for name in below.files):
         return True
-    example = min(
-        (name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]), default=""
-    )
-    tiff = tiff_metadata.tried(below.root / example) if example else None
-    return isinstance(tiff, TiffMetadata) and tiff.source in ("MetaSeries", "MetaMorph")
+    names = [name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]]
+    return tiff_metadata.source_of(below.root, names) in ("MetaSeries", "MetaMorph")
 
 
 def read(folder: Path, resample: bool = False) -> Export:

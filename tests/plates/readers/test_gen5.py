@@ -135,6 +135,14 @@ def test_endings_may_be_in_upper_case(tmp_path: Path) -> None:
     assert (result.plate.wells, result.left_out) == (("A01", "A02"), ())
 
 
+def test_a_first_file_that_is_damaged_hides_no_layout(tmp_path: Path) -> None:
+    for well in ("A01", "A02"):
+        write(tmp_path / f"{well}_01_1_1_DAPI_001.tif", Shot(well))
+    (tmp_path / "A01_01_1_1_DAPI_001.tif").write_bytes(b"")
+    result = detect.read(ConvertRecipe.model_validate({"source": tmp_path, "out": "x.zarr"}))
+    assert [(str(key), kind) for key, _, kind in result.problems] == [("A01/1", "damaged")]
+
+
 def test_a_damaged_file_adds_no_channel_where_files_call_theirs_otherwise(tmp_path: Path) -> None:
     for well in ("A01", "A02"):
         write(tmp_path / f"{well}_01_1_1_Dapi_001.tif", Shot(well))
