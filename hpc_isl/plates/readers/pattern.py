@@ -57,6 +57,10 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
     pages, odd_sized_files, sizes_by_name, size_remarks = _of_one_size(
         pages, recipe, below.root, headers, edges if resample else None
     )
+    # A channel that is left out tells neither the size of an image nor that of a pixel.
+    stored_paths = {below.root / page.named.name for page in pages}
+    headers = {path: kind for path, kind in headers.items() if path in stored_paths}
+    edges = {path: edge for path, edge in edges.items() if path in stored_paths}
     axes = pattern_names.axes([page.named for page in pages], recipe)
     names = [channel.name for channel in axes.channels]
     by_field: dict[FieldKey, list[_Page]] = defaultdict(list)

@@ -622,6 +622,22 @@ def test_a_channel_of_another_size_is_left_out(images: Images) -> None:
     )
 
 
+@pytest.mark.parametrize("resample", [False, True])
+def test_a_channel_that_is_left_out_tells_no_size(tmp_path: Path, resample: bool) -> None:
+    """Neither of pixels, which would be unknown, nor of images, to which others would be resampled."""
+    sizes = [("1", (12, 16), 1.0), ("0", (20, 20), 0.7), ("2", (24, 32), 0.5), ("3", (24, 32), 0.5)]
+    for channel, size, um in sizes:
+        tifffile.imwrite(
+            tmp_path / f"A01_w{channel}.tif", np.zeros(size, np.uint16), imagej=True,
+            resolution=(1 / um, 1 / um), metadata={"unit": "um"},
+        )  # fmt: skip
+    regex = r"(?P<well>\w+)_w(?P<channel>\d)\.tif"
+    export = pattern.read(tmp_path, PatternRecipe.model_validate({"regex": regex}), resample)
+    assert export.plate.pixel_um == 0.5
+    assert len(export.files[FieldKey("A01", "1")]) == (3 if resample else 2)
+    assert export.problems == ()
+
+
 def test_fields_that_differ_as_a_whole_are_remarked(images: Images) -> None:
     folder = images(*(f"A0{n}_s1_w1.tif" for n in (1, 2, 3)))
     tifffile.imwrite(folder / "A02_s1_w1.tif", np.zeros((12, 32), np.uint8))
