@@ -602,6 +602,15 @@ def test_channels_that_no_type_holds_together_are_named(export: Path) -> None:
         run(recipe(export))
 
 
+def test_fields_that_only_the_case_of_letters_tells_apart_are_named(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    for name in ("a", "A"):
+        tifffile.imwrite(tmp_path / "export" / f"B02_{name}.tif", np.zeros(SHAPE, np.uint16))
+    pattern = {"regex": r"(?P<well>\w\d+)_(?P<field>\w)\.tif"}
+    with pytest.raises(UserError, match="fields B02/A and B02/a would share a folder: name one otherwise"):
+        plan(recipe(tmp_path / "export", pattern=pattern))
+
+
 def test_planes_that_equal_another_are_stored_and_remarked(export: Path, capsys: Any) -> None:
     """A dark plane equals another dark one by right, so that equal bytes prove no copy."""
     for plane in (0, 1):
