@@ -128,7 +128,7 @@ class Row:
         texts = [(self.names.get(edge) or "").strip() for edge in EDGES]
         if not any(texts):
             return LabelFile(self.path, key, (), self.part)
-        if not all(text.isdigit() for text in texts):
+        if not all(text.isdecimal() for text in texts):
             raise UserError(f"y0, x0, y1, x1 are whole numbers of pixels, all four or none; got {texts}")
         y0, x0, y1, x1 = map(int, texts)
         height, width = index.field(key).shape[-2:]
@@ -146,7 +146,7 @@ class NotOnPlate(UserError):
 
 def _plain(name: str) -> str:
     """Returns 1 of 01: field 01 is field 1."""
-    return str(int(name)) if name.isdigit() else name
+    return str(int(name)) if name.isdecimal() else name
 
 
 def raise_together(problems: Sequence[str], most: int = 20) -> None:
