@@ -108,7 +108,9 @@ class Row:
         if not well_keys:
             raise NotOnPlate(f"well {well} is not on the plate; {nearest(well, index.plate.wells)}")
         name, acquisition = self.names.get("field") or "", self.names.get("acquisition") or ""
-        if not acquisition and (image_name := re.fullmatch(r"(\d+)[xX](.+)", name)):
+        image_name = re.fullmatch(r"(\d+)[xX](.+)", name)
+        # Other programs may call a field itself so.
+        if image_name and not acquisition and name not in {key.name for key in well_keys}:
             acquisition, name = image_name.groups()
         matches = [
             key
