@@ -19,6 +19,7 @@ from hpc_isl.plates.metadata import field_facts
 from hpc_isl.plates.nodes import files_digest
 from hpc_isl.plates.planes import Header, header, read_plane
 from hpc_isl.plates.plate import Field, FieldKey, PlaneFile, PlaneIndex
+from hpc_isl.plates.statistics import is_measured
 
 Kind = tuple[str, int, int]  # dtype, y, x
 T = TypeVar("T")
@@ -92,10 +93,15 @@ def assemble(
     pixels: NDArray[Any] | None = None
     places: set[PlaneIndex] = set()
     dtype = np.result_type(*{kinds[file][0] for file in usable}) if usable else None
+    if dtype is not None and not is_measured(dtype.name):
+        types_text = ", ".join(sorted({kinds[file][0] for file in usable}))
+        raise UserError(f"its channels are {types_text}, and no type of 32 bits holds the values of all")
     digests = _array_digests(usable)
     for file in usable:
         try:
             plane = read_plane(file.path, file.page, digest=digests.get(file.path, ""))
+            if plane.dtype.kind == "f" and not np.isfinite(plane).all():
+                raise UserError(f"{file.path}: some of its pixels are NaN or infinite")
             plane = plane if file.size is None else resampled(plane, (field.shape[3], field.shape[4]))
         except UserError as error:
             problems.append(str(error))

@@ -10,6 +10,7 @@ import colorsys
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
+from math import isclose
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from yaozarrs import v05
 
 from hpc_isl.plates.metadata import axes, place
 from hpc_isl.plates.plate import Field, Plate, well_position
+from hpc_isl.plates.readers.plane_checks import MEASURED, spacing
 from hpc_isl.plates.statistics import FieldStatistics, PlaneStatistics
 
 Grid = dict[str, tuple[float, float]]  # axis -> distance of pixels, position of the first one's centre
@@ -37,7 +39,7 @@ def image(plate: Plate, field: Field, levels: int, statistics: FieldStatistics) 
 
 def image_scales(plate: Plate, field: Field, levels: int) -> v05.Multiscale:
     """Returns where the pixels of each level of a field lie."""
-    return _multiscale(plate, str(field.key), axes(field), grid_of(plate, field), levels, "mean")
+    return _multiscale(plate, field, str(field.key), axes(field), grid_of(plate, field), levels, "mean")
 
 
 def background(plate: Plate, field: Field, levels: int, folder: str) -> v05.Image:
@@ -66,24 +68,33 @@ def label_scales(plate: Plate, field: Field, levels: int, shown: str) -> v05.Mul
     depth, grid = field.shape[2], grid_of(plate, field)
     step, first = grid["z"]  # the plane of labels lies in the middle of the stack
     grid["z"] = (step * depth, first + step * (depth - 1) / 2)
-    return _multiscale(plate, shown, names, grid, levels, "nearest")
+    return _multiscale(plate, field, shown, names, grid, levels, "nearest")
 
 
 def grid_of(plate: Plate, field: Field) -> Grid:
     """Returns the grid of level 0; where a size is unknown, in pixels from the first."""
     y_um, x_um = field.position_um if field.position_um and plate.pixel_um else (0.0, 0.0)
-    z_um = field.z_um[0] if field.z_um and plate.plane_um else 0.0
-    pixel, step = plate.pixel_um or 1.0, plate.plane_um or 1.0
+    step_um = _plane_distance(plate, field)
+    z_um = field.z_um[0] if field.z_um and step_um else 0.0
+    pixel, step = plate.pixel_um or 1.0, step_um or 1.0
     return {"t": (1.0, 0.0), "c": (1.0, 0.0), "z": (step, z_um), "y": (pixel, y_um), "x": (pixel, x_um)}
 
 
+def _plane_distance(plate: Plate, field: Field) -> float | None:
+    """Returns the distance of a field's planes in µm: the plate's, unless the field's own heights differ."""
+    if plate.plane_um is None or len(field.z_um) < 2:
+        return plate.plane_um
+    # Acquisitions of one plate may have stacks of other steps, and the plate states one.
+    own_um = spacing([field], MEASURED)
+    is_alike = own_um is not None and isclose(own_um, plate.plane_um, rel_tol=MEASURED)
+    return plate.plane_um if is_alike else own_um
+
+
 def _multiscale(
-    plate: Plate, name: str, names: tuple[str, ...], grid: Grid, levels: int, kind: str
+    plate: Plate, field: Field, name: str, names: tuple[str, ...], grid: Grid, levels: int, kind: str
 ) -> v05.Multiscale:
-    unit = {
-        axis: "micrometer" if size_um else None
-        for axis, size_um in (("z", plate.plane_um), ("y", plate.pixel_um), ("x", plate.pixel_um))
-    }
+    sizes = {"z": _plane_distance(plate, field), "y": plate.pixel_um, "x": plate.pixel_um}
+    unit = {axis: "micrometer" if size_um else None for axis, size_um in sizes.items()}
     other_axes = {"t": v05.TimeAxis(name="t"), "c": v05.ChannelAxis(name="c")}
     datasets = []
     for level in range(levels):

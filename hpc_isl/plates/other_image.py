@@ -16,6 +16,7 @@ from hpc_isl.plates.nodes import ArrayFacts, array_facts, ome_attributes
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.pyramid import count_levels
 from hpc_isl.plates.readers.vendor_facts import micrometres_in
+from hpc_isl.plates.statistics import is_measured
 
 AXES = {"time": "t", "channel": "c"}  # by type, where the name is another
 Transforms = Sequence[Mapping[str, Any]]
@@ -87,8 +88,7 @@ def read_image(path: Path, key: FieldKey, where: str) -> OtherImage:
     paths = tuple(str(level["path"]) for level in scales["datasets"])
     first = array_facts(folder / paths[0])
     arrays = (first, *(array_facts(folder / path) for path in paths[1:]))
-    kind = np.dtype(first.dtype)
-    if kind.kind not in "iuf" or (kind.kind in "iu" and kind.itemsize > 4):
+    if not is_measured(first.dtype):
         raise UserError(f"{folder}: holds {first.dtype}; integers up to 32 bits and floats are read")
     axes, units = _axes(folder, scales.get("axes"), first)
     transforms = (

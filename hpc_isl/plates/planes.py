@@ -23,6 +23,7 @@ from hpc_isl.plates.adopted import PixelSource
 from hpc_isl.plates.nodes import files_digest, is_group
 from hpc_isl.plates.other_image import OtherImage, read_image
 from hpc_isl.plates.plate import FieldKey
+from hpc_isl.plates.statistics import is_measured
 
 # Its warnings become the `UserError` of the file, or are about tags that nobody reads.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -259,7 +260,7 @@ def _claimed(tiff: Any) -> int:
 
 
 def _check(page: Any, path: Path, drawn: bool) -> None:
-    """Raises a `UserError` unless a page is one grey plane whose every segment lies inside the file."""
+    """Raises a `UserError` unless a page is one grey plane of a type that is stored, all in the file."""
     if page.samplesperpixel != 1 and not drawn:
         raise UserError(f"{path} has {page.samplesperpixel} samples per pixel (colour?); one is expected")
     if page.samplesperpixel != 1 and page.planarconfig != 1:
@@ -269,6 +270,8 @@ def _check(page: Any, path: Path, drawn: bool) -> None:
     rank = 2 if page.samplesperpixel == 1 else 3
     if page.dtype is None or len(page.shape) != rank or 0 in page.shape:
         raise UserError(f"{path} holds {page.shape} {page.dtype} pixels; a plane (y, x) is expected")
+    if not drawn and page.dtype != bool and not is_measured(page.dtype.name):
+        raise UserError(f"{path} holds {page.dtype} pixels; integers up to 32 bits and floats are read")
     size = path.stat().st_size
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     for offset, count in segments:

@@ -293,9 +293,9 @@ def row_name(row: int) -> str:
 
 @lru_cache(maxsize=4096)
 def well_position(well: str) -> tuple[int, int]:
-    """Returns (1, 2) of "B03", "b3" and "B003"; raises a `UserError` for what is no well."""
+    """Returns (1, 2) of "B03", "b3" and "B003", (26, 0) of "aa1"; raises a `UserError` for others."""
     # Rows beyond Z are AA to AF, on plates of 1536 wells.
-    match = re.fullmatch(r"(A?[A-Za-z])0*([1-9]\d?)", well.strip())
+    match = re.fullmatch(r"([Aa]?[A-Za-z])0*([1-9]\d?)", well.strip())
     if not match:
         raise UserError(f"well {well!r} is no well name: write a row and a column, as in B03")
     letters = match[1].upper()

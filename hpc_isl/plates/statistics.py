@@ -245,17 +245,23 @@ def digest(pixels: NDArray[Any]) -> str:
     return hasher.hexdigest()[:32]
 
 
+def is_measured(dtype: str) -> bool:
+    """Returns whether pixels of a type are measured, and so stored: integers up to 32 bits, and floats."""
+    kind = np.dtype(dtype)
+    return kind.kind == "f" or (kind.kind in "iu" and kind.itemsize <= 4)
+
+
 @lru_cache
 def edges(dtype: str) -> NDArray[np.float64]:
     """Returns edges of the histogram's bins, ascending; bin k holds edges[k] <= value < edges[k + 1]."""
+    if not is_measured(dtype):
+        raise ValueError(f"pixels of type {dtype}: integers up to 32 bits and floats are measured")
     kind = np.dtype(dtype)
     steps = np.arange(BINS_PER_OCTAVE) / BINS_PER_OCTAVE + 1
     if kind.kind == "f":
         octaves = range(*FLOAT_OCTAVES)
         up = np.append(np.concatenate([steps * 2.0**k for k in octaves]), 2.0 ** FLOAT_OCTAVES[1])
         return np.concatenate([-up[::-1], up])
-    if kind.kind not in "iu" or kind.itemsize > 4:
-        raise ValueError(f"pixels of type {dtype}: integers up to 32 bits and floats are measured")
     bits = kind.itemsize * 8 - (kind.kind == "i")
     low = np.arange(min(256, 2**bits), dtype=float)
     up = np.concatenate([low, *(steps * 2.0**k for k in range(8, bits)), [2.0**bits]])

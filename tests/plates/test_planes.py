@@ -256,6 +256,8 @@ RGB = np.zeros((8, 8, 3), np.uint8)
             _tiff(np.zeros((5, 16, 16), np.uint16), volumetric=True, tile=(4, 16, 16)),
             "a plane (y, x) is expected",
         ),
+        (_tiff(PIXELS.astype(np.int64)), "holds int64 pixels; integers up to 32 bits and floats are read"),
+        (_tiff(PIXELS.astype(np.complex64)), "holds complex64 pixels"),
         (_pages(PIXELS, PIXELS[:10]), "pages that differ"),
         (_pages(PIXELS, PIXELS.astype(np.uint8)), "pages that differ"),
         (_png("RGB"), "is RGB;"),

@@ -32,6 +32,11 @@ def test_names_of_a_1536_well_plate_are_all_different() -> None:
     assert [row_name(row) for row in (0, 25, 26, 31)] == ["A", "Z", "AA", "AF"]
 
 
+@pytest.mark.parametrize("written", ["AC07", "ac7", "Ac07", "aC007"])
+def test_rows_beyond_z_are_read_in_any_case(written: str) -> None:
+    assert well_position(written) == (28, 6)
+
+
 @pytest.mark.parametrize("written", ["B03", "b3", "B003", " b03 ", "B3"])
 def test_wells_are_understood_as_people_write_them(written: str) -> None:
     assert well_position(written) == (1, 2)

@@ -114,6 +114,20 @@ def test_each_level_states_the_centre_of_its_first_pixel(make_plate: MakePlate) 
         assert translation["translation"] == [0, 2, -120.5 + inside, 33 + inside]
 
 
+@pytest.mark.parametrize(
+    ("z_um", "step", "unit"),
+    [((0.0, 10.0, 20.0), 10, "micrometer"), ((0.0, 4.1, 8.0), 4, "micrometer"), ((0.0, 1.0, 9.0), 1, None)],
+)
+def test_a_stack_of_other_steps_than_the_plate_states_its_own(
+    make_plate: MakePlate, z_um: tuple[float, ...], step: float, unit: str | None
+) -> None:
+    """As where a live pass of 4 µm and a stained one of 10 µm are one plate."""
+    index, _ = make_plate(z_um=z_um)
+    (multiscale,) = ome(index.image(B02))["multiscales"]
+    assert multiscale["axes"][1].get("unit") == unit
+    assert multiscale["datasets"][0]["coordinateTransformations"][0]["scale"][1] == step
+
+
 def test_an_unknown_pixel_size_gives_no_unit_and_no_position(make_plate: MakePlate) -> None:
     index, _ = make_plate(pixel_um=None, plane_um=None)
     (multiscale,) = ome(index.image(B02))["multiscales"]

@@ -157,6 +157,7 @@ def test_all_errors_of_a_table_are_reported_together_and_nothing_is_written(
         {"path": good, "well": "B03", "field": "2", "y0": "a"},
         {"path": good, "well": "B03"},
         {"path": good, "well": "B02", "field": "01"},
+        {"path": good, "well": "B03", "field": "²"},
     ])  # fmt: skip
     with pytest.raises(UserError) as error:
         run(tmp_path, action="import", plate=plate, source=table)
@@ -168,6 +169,7 @@ def test_all_errors_of_a_table_are_reported_together_and_nothing_is_written(
         6: "whole numbers of pixels",
         7: "no field names 2 fields of well B03",
         8: "field B02/1 has its labels from B02_1.tiff already",
+        9: "field '²' names 0 fields of well B03",
     }.items():
         assert any(f"line {line}: " in one and expected in one for one in text.splitlines()), (line, text)
     assert store.label_names(store.open_plate(plate).image(KEYS[0])) == []

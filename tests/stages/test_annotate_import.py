@@ -20,8 +20,9 @@ from PIL import Image
 
 from hpc_isl.errors import UserError
 from hpc_isl.plates import store
-from hpc_isl.plates.plate import FieldKey
-from hpc_isl.recipes.plates import AnnotateRecipe
+from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
+from hpc_isl.plates.statistics import measure
+from hpc_isl.recipes.plates import AnnotateRecipe, CodecRecipe
 from hpc_isl.run import Attempt, Run
 from hpc_isl.stages.annotate.stage import annotate, plan
 from hpc_isl.stages.inspect import inspect, validate
@@ -290,6 +291,27 @@ def test_two_corrections_of_one_field_are_refused(plate: Path, exported: Path) -
     Image.fromarray(cells(3)).save(exported / "B02_1.image_cp_masks.png")
     with pytest.raises(UserError, match=r"B02_1.labels.tif and B02_1.image_cp_masks.png were both changed"):
         messages("import", plate=plate, source=exported)
+
+
+def test_annotations_beside_exported_images_of_two_acquisitions_are_imported(tmp_path: Path) -> None:
+    """Images of the second pass are exported as B02_1x1, and what Cellpose saves is named after them."""
+    keys = [FieldKey("B02", "1"), FieldKey("B02", "1", 1)]
+    plate = Plate(
+        "P1", *layout({"B02"}), (Channel("DAPI"),),
+        tuple(Field(key, (1, 1, 1, *SHAPE), "uint16") for key in keys), acquisitions={0: "live", 1: "fixed"},
+    )  # fmt: skip
+    path, out = tmp_path / "P1.zarr", tmp_path / "todo"
+    for seed, field in enumerate(plate.fields):
+        pixels = np.random.default_rng(seed).poisson(100, field.shape).astype(np.uint16)
+        store.write_field(path, plate, field, pixels, measure(pixels), CodecRecipe())
+    store.finalise(path, plate, {})
+    run(tmp_path, "export", plate=path, out=out)
+    Image.fromarray(cells(3)).save(out / "B02_1.image_cp_masks.png")
+    Image.fromarray(cells(5)).save(out / "B02_1x1.image_cp_masks.png")
+    run(tmp_path, "import", plate=path, source=out)
+    index = store.open_plate(path)
+    for key, labels in zip(keys, (cells(3), cells(5)), strict=True):
+        np.testing.assert_array_equal(store.read_labels(index.image(key), "nuclei"), labels)
 
 
 def test_other_files_in_an_exported_folder_are_named(plate: Path, exported: Path) -> None:

@@ -517,6 +517,26 @@ def test_damage_in_coco_is_named(segmentation: Any, messages: str, tmp_path: Pat
         formats.check(tmp_path / "a.json", "plate/B02_1.jpg", SHAPE)
 
 
+def test_a_coco_file_is_gone_through_once_for_all_of_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file about a plate has thousands of images: for each anew, that would be a matter of hours."""
+    path, passes = tmp_path / "a.json", []
+
+    class Annotations(list[Any]):
+        def __iter__(self) -> Any:
+            passes.append(self)
+            return super().__iter__()
+
+    as_coco(path)
+    content = json.loads(path.read_text())
+    content["annotations"] = Annotations(content["annotations"])
+    monkeypatch.setattr(outline_files, "_parse_json", lambda *_: content)
+    counts = [len(outline_files.read_coco(path, part, SHAPE)) for part in ("plate/B02_1.jpg", "B02_2.jpg")]
+    assert counts == [9, 0]
+    assert len(passes) == 1
+
+
 def test_an_image_of_coco_has_the_fields_size(tmp_path: Path) -> None:
     as_coco(tmp_path / "a.json")
     with pytest.raises(

@@ -584,6 +584,33 @@ def test_a_damaged_file_that_only_decoding_finds_is_named_with_the_others(export
         run(recipe(export), cpus=2)
 
 
+def test_pixels_that_are_no_number_are_named_and_left_out(export: Path) -> None:
+    for path in export.glob("*.tif"):
+        pixels = tifffile.imread(path).astype(np.float32)
+        pixels[3, 4] = np.nan if path.name == "B03_s2_w1_z1.tif" else 1.0
+        tifffile.imwrite(path, pixels)
+    text = r"B03_s2_w1_z1\.tif: some of its pixels are NaN or infinite"
+    with pytest.raises(UserError, match=rf"(?s)1 of 4 fields are damaged:.*{text}"):
+        run(recipe(export))
+    assert not run(recipe(export, on_error="skip")).imaged(FieldKey("B03", "2"))[0, 0, 1]
+
+
+def test_channels_that_no_type_holds_together_are_named(export: Path) -> None:
+    for path in export.glob("*.tif"):
+        tifffile.imwrite(path, tifffile.imread(path).astype("int32" if "_w1_" in path.name else "uint32"))
+    with pytest.raises(UserError, match="its channels are int32, uint32, and no type of 32 bits holds"):
+        run(recipe(export))
+
+
+def test_fields_that_only_the_case_of_letters_tells_apart_are_named(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    for name in ("a", "A"):
+        tifffile.imwrite(tmp_path / "export" / f"B02_{name}.tif", np.zeros(SHAPE, np.uint16))
+    pattern = {"regex": r"(?P<well>\w\d+)_(?P<field>\w)\.tif"}
+    with pytest.raises(UserError, match="fields B02/A and B02/a would share a folder: name one otherwise"):
+        plan(recipe(tmp_path / "export", pattern=pattern))
+
+
 def test_planes_that_equal_another_are_stored_and_remarked(export: Path, capsys: Any) -> None:
     """A dark plane equals another dark one by right, so that equal bytes prove no copy."""
     for plane in (0, 1):

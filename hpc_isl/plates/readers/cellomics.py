@@ -26,7 +26,7 @@ from hpc_isl.plates.readers.folder import Folder, left_out_by_name, list_folder
 from hpc_isl.plates.readers.vendor_facts import PlaneMetadata
 
 _NAME = re.compile(
-    r"(?:.*/)?(?P<plate>[^/]+)_(?P<well>[A-P]\d\d)f(?P<field>\d+)(?P<kind>[do])(?P<channel>\d+)\.(?P<ending>C01|DIB|TIFF?)",
+    r"(?:.*/)?(?P<plate>[^/]+)_(?P<well>A?[A-Z]\d\d)f(?P<field>\d+)(?P<kind>[do])(?P<channel>\d+)\.(?P<ending>C01|DIB|TIFF?)",
     re.IGNORECASE,
 )
 _IMAGES = (".c01", ".dib", ".tif", ".tiff", ".png")

@@ -215,7 +215,8 @@ def attributes(element: Element) -> dict[str, str]:
 
 def _file(folder: Path, suffix: str, name: str) -> Path | None:
     """Returns the file of that name, in any case of letters; else the only one with that ending."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
+    # A Mac adds ._a.mes beside a.mes on some disks.
+    paths = sorted(p for p in folder.glob("[!.]*") if p.suffix.lower() == suffix)
     matches = [path for path in paths if path.name.lower() == name.lower()]
     return matches[0] if matches else paths[0] if len(paths) == 1 else None
 

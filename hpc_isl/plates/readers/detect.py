@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -166,12 +167,12 @@ _LOOKS = (
     ),
     _Look(
         "CellVoyager images without their index",
-        r"[^/]+_[A-P]\d\d_T\d+F\d+L\d+A\d+Z\d+C\d+\.(?:tiff?|png)",
+        r"[^/]+_A?[A-Z]\d\d_T\d+F\d+L\d+A\d+Z\d+C\d+\.(?:tiff?|png)",
         f"put MeasurementData.mlf beside them, or {_TRY.format('cellvoyager.yaml')}",
     ),
     _Look(
         "images of IN Cell Analyzer without their index",
-        r"(?:[^/]*_)?[A-P] - \d{1,2}\(fld \d+[^/]*\)\.tiff?",
+        r"(?:[^/]*_)?A?[A-Z] - \d{1,2}\(fld \d+[^/]*\)\.tiff?",
         f"put the run's .xdce beside them, or {_TRY.format('incell.yaml')}",
     ),
     _Look(
@@ -234,7 +235,8 @@ def _neighbours(below: Folder) -> Iterator[str]:
     for name in sorted(inner)[:_FOLDERS]:
         part = Folder(below.root / name, frozenset(inner[name]), frozenset())
         if reader_name := next((name for name, reader in READERS.items() if reader.recognise(part)), ""):
-            yield f"Its folder {part.root.name!r} looks like {reader_name}: give source={part.root}."
+            source = shlex.quote(str(part.root))
+            yield f"Its folder {part.root.name!r} looks like {reader_name}: give source={source}."
             return
     try:
         siblings = os.listdir(below.root.parent)
@@ -242,7 +244,8 @@ def _neighbours(below: Folder) -> Iterator[str]:
         return
     for reader, index in _ABOVE:
         if files := sorted(name for name in siblings if index.fullmatch(name)):
-            yield f"Beside it lies {files[0]!r}, of {reader}: give source={below.root.parent}."
+            source = shlex.quote(str(below.root.parent))
+            yield f"Beside it lies {files[0]!r}, of {reader}: give source={source}."
             return
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isclose
 from pathlib import Path
@@ -335,8 +335,26 @@ def merged(exports: Sequence[Export], names: Sequence[str]) -> Export:
         tuple(problem for part in parts for problem in part.problems),
         tuple(left for part in parts for left in part.left_out),
         plate_map,
-        tuple(f"{name}: {remark}" for name, e in zip(names, exports, strict=True) for remark in e.remarks),
+        (
+            *(f"{name}: {remark}" for name, e in zip(names, exports, strict=True) for remark in e.remarks),
+            *_sizes_passed_over(exports, names),
+        ),
     )
+
+
+def _sizes_passed_over(exports: Sequence[Export], names: Sequence[str]) -> Iterator[str]:
+    """Yields remarks on measurements whose sizes are not those that the one plate of all states."""
+    plates_by_name = {name: e.plate for name, e in zip(names, exports, strict=True)}
+    pixel_um = next((plate.pixel_um for plate in plates_by_name.values() if plate.pixel_um), None)
+    plane_um = next((plate.plane_um for plate in plates_by_name.values() if plate.plane_um), None)
+    for name, plate in plates_by_name.items():
+        if pixel_um and not plate.pixel_um:
+            yield f"{name}: states no size of a pixel; {pixel_um:g} µm is taken, as of the others"
+        if plane_um is None or all(field.shape[2] < 2 for field in plate.fields):
+            continue
+        distance = "at unknown or uneven distances" if not plate.plane_um else f"{plate.plane_um:g} µm apart"
+        if not plate.plane_um or not isclose(plate.plane_um, plane_um, rel_tol=plane_checks.MEASURED):
+            yield f"{name}: its planes lie {distance}, others {plane_um:g} µm: the plate states these"
 
 
 def _check_same_plate(exports: Sequence[Export], names: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ _KINDS = (
     ("shading image", re.compile(r"(?:.*/)?(?:SC|DC)_")),
     ("projection", re.compile(r"max_?(?:project|ip)|(?<![A-Za-z])MIP(?![A-Za-z])|ZStep_0/", re.IGNORECASE)),
 )
-_WELL = re.compile(r"(?<![A-Za-z0-9])([A-P]|A[A-F])(\d{1,2})(?![A-Za-z0-9])|r(\d\d)c(\d\d)(?!\d)")
+_WELL = re.compile(r"(?<![A-Za-z0-9])([A-Z]|A[A-F])(\d{1,2})(?![A-Za-z0-9])|r(\d\d)c(\d\d)(?!\d)")
 _CHANNEL = re.compile(r"_(w\d+)|(?<=\d)(C\d\d)\.|-(ch\d+)|channel,value-(\w+)", re.IGNORECASE)
 _GUID = re.compile(r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}", re.IGNORECASE)
 _SHOWN = 8

@@ -34,12 +34,12 @@ _NAMES = (
     # well, read step, channel's number, field, plane, channel, time
     re.compile(
         _WELL + r"(?:ROI(?P<roi>\d+))?_(?P<step>-?\d+)_\d+_(?P<field>\d+)(?:Z(?P<plane>\d+))?"
-        r"_(?P<channel>[^/]+)_(?P<time>-?\d+)\.tiff?"
+        r"_(?P<channel>[^/]+)_(?P<time>-?\d+)\.(?i:tiff?)"
     ),
     # well, field, plane, channel, channel's number, time
     re.compile(
         _WELL + r"(?P<roi>)(?P<step>)_(?P<field>-?\d+)(?:Z(?P<plane>\d+))?"
-        r"_(?P<channel>[^/_]+)_\d+_(?P<time>-?\d+)_-?\d*\.tiff?"
+        r"_(?P<channel>[^/_]+)_\d+_(?P<time>-?\d+)_-?\d*\.(?i:tiff?)"
     ),
 )
 _PROCESSED = re.compile(r"(?P<how>[A-Za-z -]+)\[(?P<name>.*)\]")
@@ -65,9 +65,8 @@ class _Plane:
 
 def recognise(below: Folder) -> bool:
     """Returns whether an image is named as Gen5 names them, and states so."""
-    example = min((name for name in below.files if _matched_name(name)), default="")
-    tiff = tiff_metadata.tried(below.root / example) if example else None
-    return isinstance(tiff, TiffMetadata) and tiff.source == "Gen5"
+    names = [name for name in below.files if _matched_name(name)]
+    return tiff_metadata.source_of(below.root, names) == "Gen5"
 
 
 def read(folder: Path, resample: bool = False) -> Export:
@@ -134,6 +133,12 @@ def _planes(
     """Returns the planes of all files; those whose own well is another than their name's are problems."""
     planes: list[_Plane] = []
     problems: list[Problem] = []
+    # A file that cannot be read is of the channel that the others of its label state.
+    stated_names = {
+        matches[name]["channel"]: tiff.planes[0].channel_name
+        for name in matches
+        if (tiff := metadata.get(below.root / name)) and tiff.header.pages == 1
+    }
     for name, match in matches.items():
         path = below.root / name
         tiff = metadata.get(path)
@@ -146,6 +151,7 @@ def _planes(
         processed = _PROCESSED.fullmatch(match["channel"])
         label = processed["name"] if processed else match["channel"]
         how = processed["how"].strip() if processed else ""
+        label = label if tiff else stated_names.get(match["channel"]) or label
         # Negative times are taken for the first one.
         first_plane, time = _first_plane(match, tiff), max(0, int(match["time"]))
         for page, plane in enumerate(tiff.planes if tiff else [PlaneMetadata()]):

@@ -263,7 +263,7 @@ def assay_layout(path: Path) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     # Exports have the folder beside `Images`.
     export_folder = path.parent.parent if path.parent.name.lower() in ("images", "index") else path.parent
-    for file in sorted((export_folder / "Assaylayout").glob("*.xml")):
+    for file in sorted((export_folder / "Assaylayout").glob("[!.]*.xml")):  # not ._a.xml, as a Mac adds it
         for _, layer in xml_elements(file, {"Layer"}):
             name = child_texts(layer).get("Name") or "Layer"
             wells = [child_texts(child) for child in layer if local_name(child.tag) == "Well"]

@@ -74,11 +74,8 @@ def recognise(below: Folder) -> bool:
     """Returns whether there is an HTD file, or an image whose name and metadata are those of MetaXpress."""
     if any(name.lower().endswith(".htd") for name in below.files):
         return True
-    example = min(
-        (name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]), default=""
-    )
-    tiff = tiff_metadata.tried(below.root / example) if example else None
-    return isinstance(tiff, TiffMetadata) and tiff.source in ("MetaSeries", "MetaMorph")
+    names = [name for name in below.files if (m := _PATH.fullmatch(name)) and not m["thumb"]]
+    return tiff_metadata.source_of(below.root, names) in ("MetaSeries", "MetaMorph")
 
 
 def read(folder: Path, resample: bool = False) -> Export:
@@ -158,8 +155,8 @@ def _with_agreeing_labels(
     problems: list[Problem] = []
     for file in files:
         label = _LABEL.match(metadata[file.path].planes[0].label) if file.path in metadata else None
-        place = (normal_well(label["well"]), label["site"]) if label else None
-        if label is None or place == (file.well, file.site):
+        place = (normal_well(label["well"]), int(label["site"])) if label else None
+        if label is None or place == (file.well, int(file.site)):
             kept_files.append(file)
         else:
             text = f"{file.path.name} says that it is {label[0]!r}"

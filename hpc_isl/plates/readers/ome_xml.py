@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 from pathlib import PurePosixPath
 from xml.etree.ElementTree import Element
 
+from hpc_isl.plates.readers.fields import unique
 from hpc_isl.plates.readers.vendor_facts import (
     PlaneMetadata,
     edges,
@@ -48,9 +49,11 @@ class OmeImage:
         pixel_um, plane_um: edges of a pixel (y, x), distance of planes; None where not stated.
         planes: (t, c, z) -> what is stated of the plane.
         data: where the planes lie.
+        channels: names, numbered where one repeats.
         facts: pixel type, objective and date, in the file's own words.
         channel_nm: wavelengths of excitation and emission of each channel.
         illumination: of each channel, "Epifluorescence", "Transmitted", …; "" where not stated.
+        remark: on channels that had to be numbered; "" where none had.
     """
 
     name: str
@@ -64,6 +67,7 @@ class OmeImage:
     channel_nm: tuple[tuple[float | None, float | None], ...] = ()
     illumination: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    remark: str = ""
 
 
 def linked_file(root: Element) -> str:
@@ -114,7 +118,8 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
         for axis in "ZYX"
     )
     channels = [child for child in pixels if local_name(child.tag) == "Channel"]
-    names = tuple(channel.get("Name", "") for channel in channels)
+    stated_names = [channel.get("Name", "") for channel in channels]
+    names = _unique_names(stated_names)
     places = _places(sizes, order)
     date = _child(element, "AcquisitionDate")
     image_moment = moment(date.text) if date is not None else ""
@@ -141,7 +146,20 @@ def image(element: Element, unit: str = "") -> OmeImage | None:
         ),
         illumination=tuple(c.get("IlluminationType", "") for c in channels),
         facts={"type": pixels.get("Type", ""), "date": image_moment},
+        remark="; ".join(
+            f"several channels are called {stated!r}: one of them is {name!r} here"
+            for stated, name in zip(stated_names, names, strict=True)
+            if stated != name
+        ),
     )
+
+
+def _unique_names(stated_names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of channels, numbered where one repeats: by it alone they would be one channel."""
+    names: list[str] = []
+    for name in stated_names:
+        names.append(unique(name, names) if name else "")
+    return tuple(names)
 
 
 def _places(sizes: Mapping[str, int], order: str) -> list[PlaneIndex]:

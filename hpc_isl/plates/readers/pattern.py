@@ -46,14 +46,21 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
     named_files, left_out_files = _files_to_read(below, recipe)
     metadata, unreadable = _metadata(below, named_files)
     headers, edges = tiff_metadata.sizes_and_edges(metadata)
+    usual_layouts = _usual_layouts(named_files, metadata, below.root)
+    by_files = not any(image.time for image in named_files)  # names state no times
     pages = [
-        p
+        page
         for image in named_files
-        for p in _pages(image, metadata.get(below.root / image.name), recipe.channels)
+        for layout in [metadata.get(below.root / image.name) or usual_layouts.get(image.channel)]
+        for page in _pages(image, layout, recipe.channels, by_files)
     ]
     pages, odd_sized_files, sizes_by_name, size_remarks = _of_one_size(
         pages, recipe, below.root, headers, edges if resample else None
     )
+    # A channel that is left out tells neither the size of an image nor that of a pixel.
+    stored_paths = {below.root / page.named.name for page in pages}
+    headers = {path: kind for path, kind in headers.items() if path in stored_paths}
+    edges = {path: edge for path, edge in edges.items() if path in stored_paths}
     axes = pattern_names.axes([page.named for page in pages], recipe)
     names = [channel.name for channel in axes.channels]
     by_field: dict[FieldKey, list[_Page]] = defaultdict(list)
@@ -183,8 +190,31 @@ def _contradiction(named: Named, tiff: TiffMetadata) -> str:
     return ""
 
 
-def _pages(named: Named, tiff: TiffMetadata | None, channels: Collection[str]) -> list[_Page]:
-    """Returns the planes of a file, one for an unreadable file; the file states what its name leaves open."""
+def _usual_layouts(
+    named_files: Sequence[Named], metadata: Mapping[Path, TiffMetadata], root: Path
+) -> dict[str, TiffMetadata]:
+    """Returns channel in the name -> axes and planes that most of its files have, and nothing else of these.
+
+    They stand for files that cannot be read: as one plane without channel and time such a file would add a
+    channel and a first time to all fields.
+    """
+    layouts: dict[str, Counter[tuple[str, tuple[PlaneMetadata, ...]]]] = defaultdict(Counter)
+    for named in named_files:
+        if tiff := metadata.get(root / named.name):
+            planes = tuple(PlaneMetadata(p.time, p.channel, p.plane, p.channel_name) for p in tiff.planes)
+            layouts[named.channel][tiff.axes, planes] += 1
+    header = next(iter(metadata.values())).header
+    return {
+        channel: TiffMetadata(header, "", *counts.most_common(1)[0][0]) for channel, counts in layouts.items()
+    }
+
+
+def _pages(named: Named, tiff: TiffMetadata | None, channels: Collection[str], by_files: bool) -> list[_Page]:
+    """Returns the planes of a file; the file states what its name leaves open.
+
+    Args:
+        by_files: times are those that the files state: what states none is of the first one.
+    """
     if tiff is None:
         return [_Page(named, 0, PlaneMetadata())]
     pages = []
@@ -194,7 +224,7 @@ def _pages(named: Named, tiff: TiffMetadata | None, channels: Collection[str]) -
             channel = ""  # the recipe names the one channel of files whose names do not
         facts = {
             "channel": named.channel or channel,
-            "time": named.time or (str(plane.time) if "T" in tiff.axes else ""),
+            "time": named.time or (str(plane.time) if by_files or "T" in tiff.axes else ""),
             "plane": named.plane or (str(plane.plane) if "Z" in tiff.axes else ""),
         }
         pages.append(_Page(replace(named, **facts), page, plane))

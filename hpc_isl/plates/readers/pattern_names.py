@@ -120,7 +120,7 @@ def _with_well(texts: dict[str, str], origin: str) -> dict[str, str]:
         text, index = texts.pop(part), -1
         if re.fullmatch(r"[0-9]{1,3}", text):
             index = int(text) - 1
-        elif re.fullmatch(r"A?[A-Za-z]", text):
+        elif re.fullmatch(r"[Aa]?[A-Za-z]", text):
             index = well_position(f"{text}1")[0]
         if not 0 <= index < most:
             expected = f"a number from 1 to {most}"

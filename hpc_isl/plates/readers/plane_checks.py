@@ -34,7 +34,8 @@ def check(
 ) -> tuple[dict[FieldKey, tuple[PlaneFile, ...]], list[Problem]]:
     """Returns the planes that can be stored, and the problems of the fields.
 
-    Of two files for one plane neither is stored, because nothing tells which of them is right.
+    Of two files for one plane, and of one for two planes, nothing is stored, because nothing tells which is
+    right. What is named twice alike is named once.
 
     Args:
         named: the planes that an index, a table or file names list, by field.
@@ -45,15 +46,24 @@ def check(
     """
     problems: list[Problem] = []
     files: dict[FieldKey, tuple[PlaneFile, ...]] = {}
+    fields_of = _shared_files(named, unreadable)
     for key, planes in named.items():
+        planes = list(dict.fromkeys(planes))
         duplicates, doubtful_planes = _contradictions(planes, channels)
+        shared_planes = [plane for plane in planes if (plane.path, plane.page) in fields_of]
+        doubtful_planes.update(shared_planes)
+        duplicates += dict.fromkeys(
+            f"{plane.path.name} is given for the fields "
+            + listed([str(field) for field in fields_of[plane.path, plane.page]])
+            for plane in shared_planes
+        )
         lost_paths = {plane.path for plane in planes if plane.path in unreadable}
         for kind, paths in (
             ("missing", lost_paths.intersection(absent)),
             (NOT_IMAGED, lost_paths.intersection(unimaged)),
             ("damaged", lost_paths.difference(absent, unimaged)),
         ):
-            clauses = [unreadable[plane.path] for plane in planes if plane.path in paths]
+            clauses = list(dict.fromkeys(unreadable[p.path] for p in planes if p.path in paths))
             problems += [Problem(key, listed(clauses), kind)] if clauses else []
         problems += [Problem(key, listed(duplicates), "duplicate")] if duplicates else []
         kept_planes = [
@@ -74,6 +84,22 @@ def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
     if not steps or min(steps) <= 0 or max(steps) > (1 + tolerance) * min(steps):
         return None
     return round(sum(steps) / len(steps), 4)
+
+
+def _shared_files(
+    named: Mapping[FieldKey, Sequence[PlaneFile]], unreadable: Mapping[Path, str]
+) -> dict[tuple[Path, int], list[FieldKey]]:
+    """Returns (file, page) -> its fields, of those pages that are given for several fields."""
+    first_fields: dict[tuple[Path, int], FieldKey] = {}
+    shared: dict[tuple[Path, int], list[FieldKey]] = {}
+    for key, planes in named.items():
+        # Of what is not there nothing is stored: indices may give images without a file one name.
+        for page in dict.fromkeys(
+            (plane.path, plane.page) for plane in planes if plane.path not in unreadable
+        ):
+            if (first := first_fields.setdefault(page, key)) != key:
+                shared.setdefault(page, [first]).append(key)
+    return shared
 
 
 def _contradictions(planes: Sequence[PlaneFile], channels: Sequence[str]) -> tuple[list[str], set[PlaneFile]]:
@@ -165,8 +191,11 @@ def gaps(named: Mapping[FieldKey, Sequence[PlaneFile]], channels: Sequence[str])
                 f"({listed(lacking)})"
             )
     last_times = {key: max(plane.time for plane in planes) for key, planes in named.items() if planes}
-    early_fields = [key for key, time in last_times.items() if time < max(last_times.values())]
-    if early_fields and max(last_times.values()) > 0:
+    latest: dict[int, int] = {}  # of each acquisition, whose series have lengths of their own
+    for key, time in last_times.items():
+        latest[key.acquisition] = max(latest.get(key.acquisition, 0), time)
+    early_fields = [key for key, time in last_times.items() if time < latest[key.acquisition]]
+    if early_fields:
         examples = listed([str(key) for key in early_fields])
         remarks.append(
             f"{len(early_fields)} of {len(last_times)} fields end before the last time ({examples})"

@@ -69,11 +69,11 @@ class _Run:
 
 def recognise(below: Folder) -> bool:
     """Returns whether there is OME-XML of scanR, or a descriptor of one of its runs."""
-    if index := _nearest_file(below, _INDEX):
+    for index in _nearest(below, _INDEX)[:1]:
         # Other programs write files of this name: the beginning must name scanR.
         with (below.root / index).open("rb") as file:
             return b"scanr" in file.read(4096).lower()
-    return bool(_nearest_file(below, _DESCRIPTOR))
+    return bool(_nearest(below, _DESCRIPTOR))
 
 
 def read(folder: Path, resample: bool = False) -> Export:
@@ -82,11 +82,11 @@ def read(folder: Path, resample: bool = False) -> Export:
     Channels are in the order of the index, or of their names; fields are positions.
 
     Raises:
-        UserError: neither index nor descriptor, or one that is damaged or names files outside the folder;
-            wells that nothing places; none of the images is there.
+        UserError: neither index nor descriptor, several, or one that is damaged or names files outside the
+            folder; wells that nothing places; none of the images is there.
     """
     below = list_folder(folder)
-    run = _run_by_index(below, index) if (index := _nearest_file(below, _INDEX)) else _run_by_names(below)
+    run = _run_by_index(below, index) if (index := _file_of_run(below, _INDEX)) else _run_by_names(below)
     wells, rows, columns = _wells(run)
     absent = below.missing(plane.file for plane in run.planes)
     header = export.first_header((below.root / plane.file for plane in run.planes), absent, run.origin)
@@ -116,8 +116,16 @@ def read(folder: Path, resample: bool = False) -> Export:
     )
 
 
-def _nearest_file(below: Folder, name: str) -> str:
-    return next(iter(nearest_files(below, lambda file: file == name)), "")
+def _nearest(below: Folder, name: str) -> list[str]:
+    return nearest_files(below, lambda file: file == name)
+
+
+def _file_of_run(below: Folder, name: str) -> str:
+    """Returns the file of this name, or ""; raises a `UserError` where several runs have one."""
+    names = _nearest(below, name)
+    if len(names) > 1:
+        raise UserError(f"{below.root} holds {len(names)} runs ({', '.join(names[:5])}); give one as source")
+    return next(iter(names), "")
 
 
 # ---------------------------------------------------------------- wells
@@ -162,12 +170,14 @@ def _run_by_index(below: Folder, name: str) -> _Run:
     channels: dict[str, Channel] = {}
     objectives: dict[str, str] = {}
     details: dict[str, str] = {}
+    remarks = {"positions state no unit and are taken for micrometres": None}
     for kind, element in xml_elements(path, {"Image", "Instrument"}):
         if kind == "Instrument":
             objectives, details = _instrument(element)
         elif image := ome_xml.image(element, unit="µm"):
             planes += _planes_of(image, below, str(PurePosixPath(name).parent), path)
             _channels_of(image, channels)
+            remarks |= {image.remark: None} if image.remark else {}
             objective_id = next(
                 (e.get("ID", "") for e in element if local_name(e.tag) == "ObjectiveSettings"), ""
             )
@@ -175,8 +185,7 @@ def _run_by_index(below: Folder, name: str) -> _Run:
                 details["objective"] = objective
     if not planes:
         raise UserError(f"{path} names no image of a plane")
-    remark = "positions state no unit and are taken for micrometres"
-    return _Run(path, planes, channels, (0, 0), details, (remark,))
+    return _Run(path, planes, channels, (0, 0), details, tuple(remarks))
 
 
 def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) -> Iterator[_Plane]:
@@ -234,7 +243,7 @@ def _instrument(element: Element) -> tuple[dict[str, str], dict[str, str]]:
 
 def _run_by_names(below: Folder) -> _Run:
     """Returns a run without OME-XML, described by file names and the descriptor."""
-    descriptor = _nearest_file(below, _DESCRIPTOR)
+    descriptor = _file_of_run(below, _DESCRIPTOR)
     if not descriptor:
         raise UserError(
             f"{below.root}: neither {_INDEX} nor {_DESCRIPTOR}; the folder of a scanR run is expected"

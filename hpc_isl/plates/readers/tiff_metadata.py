@@ -9,7 +9,7 @@ Resolution tags alone are no pixel size: Harmony writes the camera's pixels ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -49,6 +49,7 @@ from hpc_isl.plates.readers.vendor_facts import (
 )
 
 AXES = "TCZ"
+EXAMPLES = 5  # files that are tried to know whose they are: the first one may be damaged
 _UNKNOWN = "IQ"  # tifffile's letters for an axis that nothing names
 _XML = {"<OME": "OME-XML", "<ome:OME": "OME-XML", "<MetaData>": "MetaSeries", "<BTIImageMetaData": "Gen5"}
 
@@ -64,7 +65,7 @@ class TiffMetadata:
         planes: in the order of the file.
         facts: further statements, in the vendor's own words.
         linked: the file in which an OME-TIFF without its own metadata says they lie.
-        remark: what could not be understood, and harms no pixel.
+        remark: what could not be understood, or was named otherwise, and harms no pixel.
     """
 
     header: Header
@@ -140,6 +141,12 @@ def tried(path: Path) -> TiffMetadata | UserError:
         return error
 
 
+def source_of(root: Path, names: Iterable[str]) -> str:
+    """Returns which metadata the first of these files has, of the first few that can be read; "" for none."""
+    outcomes = (tried(root / name) for name in sorted(names)[:EXAMPLES])
+    return next((tiff.source for tiff in outcomes if isinstance(tiff, TiffMetadata)), "")
+
+
 def _stated_metadata(tiff: Any, stored: list[StoredPlane], path: Path) -> TiffMetadata:
     head = header_of(stored)
     if tiff.is_stk:
@@ -194,8 +201,9 @@ def _ome(root: Element, head: Header, path: Path) -> TiffMetadata:
         )
     planes = tuple(pages[number] for number in range(head.pages))
     return TiffMetadata(
-        head, "OME-XML", _axes(planes, image.order[::-1]), planes, image.pixel_um, image.facts
-    )
+        head, "OME-XML", _axes(planes, image.order[::-1]), planes, image.pixel_um, image.facts,
+        remark=image.remark,
+    )  # fmt: skip
 
 
 def _by_page(roots: Sequence[Element], head: Header, kind: str) -> TiffMetadata:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -90,6 +91,8 @@ class Row:
     def key(self, index: Index) -> FieldKey:
         """Returns the one field that the names tell; a field or acquisition may be left out if there is one.
 
+        A field 2x1 is field 1 of acquisition 2, as images are called and exported.
+
         Raises:
             UserError: no field, or several; `NotOnPlate` where the well is not on the plate.
         """
@@ -105,6 +108,10 @@ class Row:
         if not well_keys:
             raise NotOnPlate(f"well {well} is not on the plate; {nearest(well, index.plate.wells)}")
         name, acquisition = self.names.get("field") or "", self.names.get("acquisition") or ""
+        image_name = re.fullmatch(r"(\d+)[xX](.+)", name)
+        # Other programs may call a field itself so.
+        if image_name and not acquisition and name not in {key.name for key in well_keys}:
+            acquisition, name = image_name.groups()
         matches = [
             key
             for key in well_keys
@@ -123,7 +130,7 @@ class Row:
         texts = [(self.names.get(edge) or "").strip() for edge in EDGES]
         if not any(texts):
             return LabelFile(self.path, key, (), self.part)
-        if not all(text.isdigit() for text in texts):
+        if not all(text.isdecimal() for text in texts):
             raise UserError(f"y0, x0, y1, x1 are whole numbers of pixels, all four or none; got {texts}")
         y0, x0, y1, x1 = map(int, texts)
         height, width = index.field(key).shape[-2:]
@@ -141,7 +148,7 @@ class NotOnPlate(UserError):
 
 def _plain(name: str) -> str:
     """Returns 1 of 01: field 01 is field 1."""
-    return str(int(name)) if name.isdigit() else name
+    return str(int(name)) if name.isdecimal() else name
 
 
 def raise_together(problems: Sequence[str], most: int = 20) -> None:
@@ -159,7 +166,9 @@ def raise_together(problems: Sequence[str], most: int = 20) -> None:
 def chosen(fields: Sequence[str] | None, index: Index) -> list[FieldKey]:
     """Returns the fields named, or all, in plate order."""
     keys = [field.key for field in index.plate.fields]
-    chosen_keys = keys if fields is None else index.plate.choose(fields)
+    if fields is None:
+        return keys
+    chosen_keys = index.plate.choose(fields)
     return [key for key in keys if key in chosen_keys]
 
 
@@ -204,7 +213,7 @@ def from_table(
         UserError: naming every line that does not fit.
     """
     files: dict[FieldKey, LabelFile] = {}
-    left_out, problems, chosen_keys = LeftOut(list), [], chosen(fields, index)
+    left_out, problems, chosen_keys = LeftOut(list), [], set(chosen(fields, index))
     for row in _table_rows(table):
         try:
             key = row.key(index)
@@ -249,7 +258,8 @@ def beside(
     """
     left_out, content = LeftOut(list), list_folder(folder)
     other_files = Folder(content.root, frozenset(content.files - set(known)), content.leaving)
-    files = _by_field(_files_by_name(other_files, None, left_out), index, fields, left_out)
+    rows = (_of_exported_image(row) for row in _files_by_name(other_files, None, left_out))
+    files = _by_field(rows, index, fields, left_out)
     nameless = []
     for name in (*left_out[UNNAMED], *left_out[NOT_ON_PLATE]):
         # An image may be anything, such as a picture of the field; these can be nothing but annotations.
@@ -263,6 +273,12 @@ def beside(
             "the folder, and import each by itself with the field that it is of, as in fields=[B03/1]"
         )
     return files, left_out
+
+
+def _of_exported_image(row: Row) -> Row:
+    """Returns the row of a file named after an exported image: without an acquisition it is of the first."""
+    name = row.names.get("field") or ""
+    return row if re.match(r"\d+[xX]", name) else replace(row, names={**row.names, "acquisition": "0"})
 
 
 def _files_by_name(folder: Folder, regex: str | None, left_out: LeftOut) -> Iterator[Row]:
@@ -292,7 +308,7 @@ def _by_field(
     rows: Iterable[Row], index: Index, fields: Sequence[str] | None, left_out: LeftOut
 ) -> dict[FieldKey, LabelFile]:
     candidates: dict[FieldKey, list[LabelFile]] = {}
-    problems, chosen_keys = [], chosen(fields, index)
+    problems, chosen_keys = [], set(chosen(fields, index))
     for row in rows:
         try:
             key = row.key(index)

@@ -196,7 +196,21 @@ def _images(path: Path) -> dict[str, Mapping[str, Any]]:
 
 def _objects(path: Path, part: str) -> list[Mapping[str, Any]]:
     image = _images(path)[part].get("id")
-    return [object_ for object_ in _load(path)["annotations"] if object_.get("image_id") == image]
+    facts = path.stat()
+    return _objects_by_image(path, facts.st_mtime_ns, facts.st_size).get(_hashable(image), [])
+
+
+# For each image anew, a file would cost its images times its objects.
+@lru_cache(maxsize=2)
+def _objects_by_image(path: Path, changed: int, size: int) -> dict[object, list[Mapping[str, Any]]]:
+    objects: dict[object, list[Mapping[str, Any]]] = {}
+    for object_ in _parse_json(path, changed, size)["annotations"]:
+        objects.setdefault(_hashable(object_.get("image_id")), []).append(object_)
+    return objects
+
+
+def _hashable(value: Any) -> object:
+    return repr(value) if isinstance(value, (list, dict)) else value  # of a damaged file
 
 
 def _coco_outline(name: str, segmentation: Any, size: tuple[int, int]) -> Outline:

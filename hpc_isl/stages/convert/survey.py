@@ -167,7 +167,7 @@ def _check_names(plate: Plate) -> None:
     for field in plate.fields:
         first = folders.setdefault((field.key.well, field.key.image.lower()), field.key)
         if first != field.key:
-            raise UserError(f"fields {first!r} and {field.key!r} would share a folder: name one otherwise")
+            raise UserError(f"fields {first} and {field.key} would share a folder: name one otherwise")
 
 
 # ---------------------------------------------------------------- the digest and the fields

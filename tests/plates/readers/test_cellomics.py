@@ -56,6 +56,13 @@ def test_planes_are_placed_by_their_names(tmp_path: Path, ending: str) -> None:
     assert result.problems == ()
 
 
+def test_rows_go_on_beyond_p_and_z(tmp_path: Path) -> None:
+    for well in ("A01", "Q01", "AF48"):
+        write(tmp_path / f"P_{well}f00d0.C01", np.asarray(coded((24, 33), (well, 0, 0, 0, 0))))
+    result = cellomics.read(tmp_path)
+    assert (result.plate.wells, result.left_out) == (("A01", "Q01", "AF48"), ())
+
+
 def test_copies_as_tiff_are_left_out_and_tiffs_alone_are_read(tmp_path: Path) -> None:
     plane = np.asarray(coded((24, 32), ("A01", 0, 0, 0, 0)))
     write(tmp_path / "P_A01f00d0.C01", plane)

@@ -266,6 +266,13 @@ def test_without_settings_their_facts_are_unknown_and_that_is_reported(tmp_path:
     assert len(result.remarks) == 2
 
 
+def test_what_a_mac_adds_beside_the_settings_is_none_of_them(tmp_path: Path) -> None:
+    folder = write_measurement(tmp_path, [record()])
+    (folder / "a.mes").rename(folder / "b.mes")
+    (folder / "._b.mes").write_bytes(b"\0\5\x16\7")
+    assert [channel.name for channel in cellvoyager.read(folder).plate.channels] == ["DAPI"]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     images = [record(FieldIndex=f, ZIndex=z) for f in (1, 2) for z in (1, 2)]
     folder = write_measurement(tmp_path, images)

@@ -60,6 +60,20 @@ def test_fields_of_several_sources_are_paired_whatever_number_their_acquisition_
     assert whole.remarks == ("stained: 1 of 1 fields lie where one of live does",)
 
 
+def test_sizes_of_one_source_that_another_does_not_have_are_remarked(tmp_path: Path) -> None:
+    sources = []
+    for name, pixel_um, plane_um in (("live", 0.5, 2.0), ("fixed", None, 3.0), ("late", 0.5, 2.01)):
+        (tmp_path / name).mkdir()
+        source = built(tmp_path / name, ["DAPI"])
+        fields = tuple(replace(field, shape=(1, 1, 3, 8, 9)) for field in source.plate.fields)
+        plate = replace(source.plate, fields=fields, pixel_um=pixel_um, plane_um=plane_um)
+        sources.append(replace(source, plate=plate))
+    assert export.merged(sources, ["live", "fixed", "late"]).remarks == (
+        "fixed: states no size of a pixel; 0.5 µm is taken, as of the others",
+        "fixed: its planes lie 3 µm apart, others 2 µm: the plate states these",
+    )
+
+
 @pytest.mark.parametrize(
     ("edges", "pixel_um", "remark"),
     [

@@ -128,6 +128,30 @@ def test_a_file_of_another_well_and_a_damaged_one_are_named(tmp_path: Path) -> N
     assert [(left.path.name, left.kind) for left in result.left_out] == [("picture.png", "unknown name")]
 
 
+def test_endings_may_be_in_upper_case(tmp_path: Path) -> None:
+    write(tmp_path / "A1_01_1_1_DAPI_001.TIF", Shot())
+    write(tmp_path / "A2_1_DAPI_1_001_.TIFF", Shot("A02"))
+    result = detect.read(ConvertRecipe.model_validate({"source": tmp_path, "out": "x.zarr"}))
+    assert (result.plate.wells, result.left_out) == (("A01", "A02"), ())
+
+
+def test_a_first_file_that_is_damaged_hides_no_layout(tmp_path: Path) -> None:
+    for well in ("A01", "A02"):
+        write(tmp_path / f"{well}_01_1_1_DAPI_001.tif", Shot(well))
+    (tmp_path / "A01_01_1_1_DAPI_001.tif").write_bytes(b"")
+    result = detect.read(ConvertRecipe.model_validate({"source": tmp_path, "out": "x.zarr"}))
+    assert [(str(key), kind) for key, _, kind in result.problems] == [("A01/1", "damaged")]
+
+
+def test_a_damaged_file_adds_no_channel_where_files_call_theirs_otherwise(tmp_path: Path) -> None:
+    for well in ("A01", "A02"):
+        write(tmp_path / f"{well}_01_1_1_Dapi_001.tif", Shot(well))
+    (tmp_path / "A02_01_1_1_Dapi_001.tif").write_bytes(b"")
+    result = gen5.read(tmp_path)
+    assert [channel.name for channel in result.plate.channels] == ["DAPI"]
+    assert [(str(key), kind) for key, _, kind in result.problems] == [("A02/1", "damaged")]
+
+
 def test_several_plates_and_names_without_metadata(tmp_path: Path) -> None:
     write(tmp_path / "A1_01_1_1_DAPI_001.tif", Shot())
     write(tmp_path / "A2_01_1_1_DAPI_001.tif", Shot("A02", facts={"Plate": "Plate 2"}))

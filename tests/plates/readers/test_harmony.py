@@ -187,6 +187,7 @@ def test_assay_layout_becomes_the_plate_map(tmp_path: Path, harmony_export: Any)
     (tmp_path / "Assaylayout" / "a.xml").write_text(
         f"<AssayLayout xmlns='x'><Layer><Name>Compound</Name>{wells}</Layer></AssayLayout>"
     )
+    (tmp_path / "Assaylayout" / "._a.xml").write_bytes(b"\0\5\x16\7")  # by a Mac
     assert harmony.read(tmp_path).plate_map == {
         "A01": {"Compound": "DMSO"},
         "B03": {"Compound": "taxol & co"},

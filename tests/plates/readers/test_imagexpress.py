@@ -287,6 +287,20 @@ def test_a_channel_with_another_binning_is_left_out_and_a_plane_of_another_size_
     assert text == f"{odd} is uint16 of 24 × 30 pixels, other planes are uint16 of 24 × 32 pixels"
 
 
+def test_a_first_file_that_is_damaged_hides_no_layout(tmp_path: Path) -> None:
+    for site in (1, 2):
+        write(tmp_path / f"P1_B02_s{site}_w1.TIF", Shot("B02", site))
+    (tmp_path / "P1_B02_s1_w1.TIF").write_bytes(b"")
+    assert imagexpress.recognise(list_folder(tmp_path))
+
+
+def test_a_site_may_be_written_with_a_zero(tmp_path: Path) -> None:
+    """The stage label of _s02 says Site 2."""
+    write(tmp_path / "P1_B02_s02_w1.TIF", Shot("B02", 2))
+    result = imagexpress.read(tmp_path)
+    assert (len(result.files), result.problems) == (1, ())
+
+
 def test_damaged_and_misplaced_files_are_named(tmp_path: Path) -> None:
     for site in (1, 2, 3):
         write(tmp_path / f"P1_B02_s{site}_w1.TIF", Shot("B02", site))

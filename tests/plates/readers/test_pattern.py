@@ -259,7 +259,7 @@ def test_acquisitions_have_planes_and_times_of_their_own(images: Images) -> None
     assert export.plate.acquisitions == {0: "live", 1: "stain"}
     shapes = {str(field.key): field.shape[:3] for field in export.plate.fields}
     assert shapes == {"A01/1": (2, 1, 2), "A01/1x1": (1, 1, 1)}
-    assert export.problems == ()
+    assert (export.problems, export.remarks) == ((), ())
 
 
 def test_images_become_wells_in_natural_order(images: Images) -> None:
@@ -322,6 +322,19 @@ def test_channels_and_times_within_a_file_are_channels_and_times(tmp_path: Path)
     for plane in export.files[FieldKey("A01", "1")]:
         stored = read_plane(plane.path, plane.page)
         assert stored[0, 0] == pixels[plane.time, plane.plane, order[plane.channel], 0, 0]
+
+
+def test_channels_of_one_name_within_a_file_are_channels_of_their_own(tmp_path: Path) -> None:
+    pixels = np.arange(3, dtype=np.uint16).reshape(3, 1, 1) * np.ones((12, 16), np.uint16)
+    metadata = {"axes": "CYX", "Channel": {"Name": ["EGFP", "DAPI", "EGFP"]}}
+    tifffile.imwrite(tmp_path / "A01.ome.tif", pixels, photometric="minisblack", metadata=metadata)
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.ome\.tif")
+    names = [channel.name for channel in export.plate.channels]
+    assert {names[file.channel]: file.page for file in export.files[FieldKey("A01", "1")]} == {
+        "EGFP": 0, "DAPI": 1, "EGFP 2": 2,
+    }  # fmt: skip
+    assert export.problems == ()
+    assert export.remarks == ("1 file: several channels are called 'EGFP': one of them is 'EGFP 2' here",)
 
 
 def test_a_metamorph_stack_is_read_with_all_its_planes_and_quantities(tmp_path: Path) -> None:
@@ -532,6 +545,31 @@ def test_damaged_files_are_all_named(images: Images) -> None:
     assert export.plate.fields[0].shape == (1, 1, 1, 24, 32)
 
 
+def test_a_damaged_file_adds_neither_a_channel_nor_a_time_to_the_others(tmp_path: Path) -> None:
+    """Channels and times are those that the files state, and this one states nothing."""
+    metadata = {"axes": "TCYX", "Channel": {"Name": ["GFP", "DAPI"]}}
+    for well in ("A01", "A02", "A03"):
+        pixels = np.zeros((3, 2, 12, 16), np.uint16)
+        tifffile.imwrite(tmp_path / f"{well}.ome.tif", pixels, photometric="minisblack", metadata=metadata)
+    damaged = tmp_path / "A02.ome.tif"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.ome\.tif")
+    assert [channel.name for channel in export.plate.channels] == ["DAPI", "GFP"]
+    assert {field.shape[:3] for field in export.plate.fields} == {(3, 2, 1)}
+    [(key, text, kind)] = export.problems
+    assert (str(key), kind, text.count("A02.ome.tif")) == ("A02/1", "damaged", 1)
+    assert export.remarks == ()
+
+
+def test_a_well_of_one_time_begins_with_the_series_of_the_others(tmp_path: Path) -> None:
+    for well, times in (("A01", 3), ("A02", 1)):
+        pixels = np.zeros((times, 12, 16), np.uint16)
+        tifffile.imwrite(tmp_path / f"{well}.tif", pixels, imagej=True, metadata={"axes": "TYX"})
+    export = read(tmp_path, regex=r"(?P<well>\w+)\.tif")
+    assert [field.shape[0] for field in export.plate.fields] == [3, 1]
+    assert export.problems == ()
+
+
 def test_a_folder_without_any_usable_file_is_refused(images: Images) -> None:
     folder = images("A01_s1_w1.tif")
     (folder / "A01_s1_w1.tif").write_bytes(b"")
@@ -584,6 +622,22 @@ def test_a_channel_of_another_size_is_left_out(images: Images) -> None:
     )
 
 
+@pytest.mark.parametrize("resample", [False, True])
+def test_a_channel_that_is_left_out_tells_no_size(tmp_path: Path, resample: bool) -> None:
+    """Neither of pixels, which would be unknown, nor of images, to which others would be resampled."""
+    sizes = [("1", (12, 16), 1.0), ("0", (20, 20), 0.7), ("2", (24, 32), 0.5), ("3", (24, 32), 0.5)]
+    for channel, size, um in sizes:
+        tifffile.imwrite(
+            tmp_path / f"A01_w{channel}.tif", np.zeros(size, np.uint16), imagej=True,
+            resolution=(1 / um, 1 / um), metadata={"unit": "um"},
+        )  # fmt: skip
+    regex = r"(?P<well>\w+)_w(?P<channel>\d)\.tif"
+    export = pattern.read(tmp_path, PatternRecipe.model_validate({"regex": regex}), resample)
+    assert export.plate.pixel_um == 0.5
+    assert len(export.files[FieldKey("A01", "1")]) == (3 if resample else 2)
+    assert export.problems == ()
+
+
 def test_fields_that_differ_as_a_whole_are_remarked(images: Images) -> None:
     folder = images(*(f"A0{n}_s1_w1.tif" for n in (1, 2, 3)))
     tifffile.imwrite(folder / "A02_s1_w1.tif", np.zeros((12, 32), np.uint8))
@@ -632,6 +686,23 @@ def test_a_table_of_paths_and_wells_is_enough(images: Images) -> None:
     folder = images("1.tif", "2.tif")
     export = read(folder, **table(folder, "\ufeffpath, well", "1.tif,A01", "2.tif,A02"))
     assert export.plate.wells == ("A01", "A02")
+
+
+def test_a_file_for_two_wells_is_stored_in_neither(images: Images) -> None:
+    folder = images("1.tif", "2.tif")
+    export = read(folder, **table(folder, "path,well", "1.tif,A01", "1.tif,A02", "2.tif,A03"))
+    text = "1.tif is given for the fields A01/1, A02/1"
+    assert [(str(key), *rest) for key, *rest in export.problems] == [
+        ("A01/1", text, "duplicate"), ("A02/1", text, "duplicate"),
+    ]  # fmt: skip
+    assert [len(files) for files in export.files.values()] == [0, 0, 1]
+
+
+def test_a_line_that_a_table_repeats_counts_once(images: Images) -> None:
+    folder = images("1.tif", "2.tif")
+    export = read(folder, **table(folder, "path,well", "1.tif,A01", "1.tif,A01", "2.tif,A02"))
+    assert export.problems == ()
+    assert [len(files) for files in export.files.values()] == [1, 1]
 
 
 def test_files_that_a_table_names_in_vain_are_problems(images: Images) -> None:
@@ -733,6 +804,18 @@ def test_the_google_study_is_read_as_published(images: Images) -> None:
             ["Image/W15F001T0001Z01C1.tif", "Image/W15F001T0002Z01C2.tif"],
             ["pattern.wells_on_plate=96"],
             {("B03/001", 0, 0, 0), ("B03/001", 1, 1, 0)},
+        ),
+        (
+            "cellvoyager",
+            ["P_B03_T0001F001L01A01Z01C01.TIF", "P_AF48_T0001F001L01A01Z01C02.png"],
+            [],
+            {("B03/001", 0, 0, 0), ("AF48/001", 0, 1, 0)},
+        ),
+        (
+            "imagexpress",
+            ["P_B03_s1_w1.TIF", "P_B03_s1_w10.TIF"],
+            [],
+            {("B03/1", 0, 0, 0), ("B03/1", 0, 1, 0)},
         ),
         (
             "incucyte",

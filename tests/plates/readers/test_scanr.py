@@ -156,6 +156,16 @@ def test_an_index_that_cannot_be_is_named(tmp_path: Path, before: str, after: st
         scanr.read(tmp_path)
 
 
+@pytest.mark.parametrize("write", [write_index, write_descriptor])
+def test_a_folder_of_several_runs_is_refused(
+    tmp_path: Path, write: Callable[[Path, list[Shot]], Path]
+) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / name, [Shot()])
+    with pytest.raises(UserError, match=r"holds 2 runs \(one/.*, two/.*\); give one as source"):
+        detect.read(ConvertRecipe.model_validate({"source": tmp_path, "out": "x.zarr"}))
+
+
 def test_other_ome_xml_is_not_of_scanr(tmp_path: Path) -> None:
     write_index(tmp_path, [Shot()])
     index = tmp_path / "data" / "metadata.ome.xml"
