@@ -151,7 +151,8 @@ def _title(column: str) -> str:
 
 def _about(column: str) -> str:
     if column.startswith(MEDIAN):
-        return f"Median of {column.removeprefix(MEDIAN)} over all objects of a well."
+        name = column.removeprefix(MEDIAN)
+        return f"Median of {name} over the objects of a well that no border of an image cuts."
     return ABOUT.get(column, f"{column}, as the table of wells has it.")
 
 
