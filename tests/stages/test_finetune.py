@@ -30,6 +30,7 @@ from hpc_isl.learning.inference.predict import Predictor
 from hpc_isl.learning.network import model
 from hpc_isl.learning.network.contract import CONTRACT, read_contract
 from hpc_isl.objects.matching import object_scores
+from hpc_isl.plates.label_groups import LabelPixels
 from hpc_isl.plates.plate import Channel, Field, FieldKey, Plate, layout
 from hpc_isl.plates.statistics import measure
 from hpc_isl.plates.store import finalise, open_plate, read_box, read_labels, write_field, write_labels
@@ -357,6 +358,22 @@ def test_a_field_left_out_tests_and_all_others_train(world, fold):
     [out] = set(wells(setting.testing))
     assert set(wells(setting.learning)) == {"B02", "B03", "B04", "C02", "C03", "C04"} - {out}
     assert len(setting.learning) + len(setting.testing) == 7
+
+
+def test_of_a_field_with_many_boxes_each_reads_its_own_labels_alone(world, monkeypatch):
+    """A scan of a whole well has hundreds of boxes: to read all of it for each would take hours."""
+    reads = []
+    read_all = LabelPixels.read
+    monkeypatch.setattr(
+        LabelPixels, "read", lambda pixels, *part: reads.append(part) or read_all(pixels, *part)
+    )
+    boxes = resolve_inputs(recipe(world, "arm=random")).learning
+    small = next(box for box in boxes if box.corners == (60, 10, 90, 70))
+    whole = read_labels(small.image, "nuclei")
+    reads.clear()
+    np.testing.assert_array_equal(small.drawn(level=0), whole[60:90, 10:70])
+    assert reads == [(0, slice(60, 90, 1), slice(10, 70, 1))]
+    np.testing.assert_array_equal(small.drawn(level=1), whole[::2, ::2][30:45, 5:35])
 
 
 def test_boxes_are_nested_in_n_and_the_same_for_all_arms(world):

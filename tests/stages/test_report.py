@@ -332,6 +332,18 @@ def test_one_draw_of_two_arms_gives_no_interval_and_says_why(tmp_path: Path, pla
                 if key.endswith(("low", "high"))} == {""}  # fmt: skip
 
 
+def test_one_test_box_gives_no_interval_and_says_why(tmp_path: Path, plate: Index) -> None:
+    """Resampled draws would show how steady the score of that box is, and not what holds for others."""
+    run = made_up_sweep(tmp_path, plate, PAIR)
+    for path in run.folder.glob("finetune/*/scores.csv"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    made = report(run)
+    assert "All scores are of one test box: no intervals" in made.headline[-1]
+    assert "All scores are of one test box: no intervals" in Parsed(made.page).text
+    assert "[" not in " ".join(made.headline)
+    assert {row["verdict"] for row in lines(made.page.parent / "differences.csv")} == {"not known"}
+
+
 def test_without_annotation_the_interval_needs_no_draws(tmp_path: Path, plate: Index) -> None:
     found = of(made_up_sweep(tmp_path, plate, having(PAIR, draws=(0,), zero=True)))
     (zero,) = [cell for cell in found.sweep.cells if cell.n == 0]

@@ -22,7 +22,7 @@ from hpc_isl.cli.main import run_command
 from hpc_isl.errors import UserError
 from hpc_isl.run import Run
 from hpc_isl.stages.shared.heat_maps import MISSING, PlateValues, draw_plates
-from hpc_isl.stages.table.plate_maps import agreement, draw_agreement
+from hpc_isl.stages.table.plate_maps import agreement, draw_agreement, unit_of
 from hpc_isl.stages.table.stage import after_segmenting, table
 
 DRUGS = {"B02": {"treatment": "DMSO", "dose": "0"}, "B03": {"treatment": "Taxol, 1 nM", "dose": "1.5"}}
@@ -319,6 +319,11 @@ def test_names_of_people_cannot_break_the_page(tmp_path: Path) -> None:
 def pixels_of(path: Path) -> Any:
     with Image.open(path) as image:
         return np.array(image.convert("RGB"))
+
+
+def test_a_relative_readout_has_no_unit_of_the_plain_one() -> None:
+    assert unit_of("median_area_um2") == "µm²"
+    assert unit_of("normalised_median_area_um2") == "robust standard deviations"
 
 
 def test_colours_go_from_none_to_most(tmp_path: Path) -> None:

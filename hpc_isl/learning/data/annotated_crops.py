@@ -117,11 +117,6 @@ class AnnotatedCrops:
         return np.concatenate([flat, resize(targets[-1:], self.edge) * factor * flat[1]])
 
 
-def labels_in(image: Path, name: str, level: int, time: int) -> Labels:
-    """Returns the labels (y, x) of a field at one time."""
-    return read_label_box(image, name, time, slice(None), slice(None), level)
-
-
 # Boxes recur in every epoch, and a distance map takes longer than a crop.
 @lru_cache(maxsize=16)
 def _maps_of(

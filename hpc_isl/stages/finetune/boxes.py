@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 
 from hpc_isl import seeds
 from hpc_isl.errors import UserError, many, nearest
-from hpc_isl.learning.data.annotated_crops import labels_in
 from hpc_isl.learning.data.split import PARTS
 from hpc_isl.learning.data.view import View
 from hpc_isl.learning.network.contract import Task
-from hpc_isl.objects.matching import inside
 from hpc_isl.plates.plate import FieldKey
-from hpc_isl.plates.store import Index, LabelState, annotation, label_names, label_state
+from hpc_isl.plates.store import (
+    Index,
+    LabelState,
+    annotation,
+    label_names,
+    label_state,
+    read_label_box,
+)
 from hpc_isl.stages.shared.plate_views import PlateView, PlateViews
 
 Corners = tuple[int, int, int, int]
@@ -100,8 +105,10 @@ class Box:
         return top, left, bottom, right
 
     def drawn(self, level: int) -> NDArray[Any]:
-        """Returns the labels (y, x) inside the box at a level."""
-        return inside(labels_in(self.image, self.labels, level, self.time), self.at(level))
+        """Returns the labels (y, x) inside the box at a level; no more of the field is read."""
+        y0, x0, y1, x1 = self.at(level)
+        rows, columns = slice(y0, y1), slice(x0, x1)
+        return read_label_box(self.image, self.labels, self.time, rows, columns, level)
 
     def value(self, column: str) -> str:
         """Returns its well's value in the plate map; empty where it has none."""

@@ -38,6 +38,10 @@ ONE_DRAW = (
     "One draw of boxes was made: no intervals are given, because its luck cannot be told from what the arm "
     "does."
 )
+ONE_BOX = (
+    "All scores are of one test box: no intervals are given, because its luck cannot be told from what the "
+    "arm does."
+)
 
 
 def page_of(
@@ -149,6 +153,8 @@ def _fewest_part(results: Results, by_name: Mapping[str, Picture]) -> Iterator[o
 def _interval_note(results: Results, facet: str) -> str:
     if len(results.sweep.replicates) == 1:
         return ONE_DRAW
+    if results.designs[results.truth, facet].has_one_box:
+        return ONE_BOX
     group = f"{results.sweep.group}, " if results.sweep.group else ""
     crossed = "draw and seed crossed with them" if not facet else "draw and seed within the first"
     return f"Intervals: paired bootstrap over {group}well and test box, {crossed}, 2000 resamples."
@@ -289,7 +295,8 @@ def headline(results: Results) -> list[str]:
         scores_text = "; ".join(f"{cell.arm} {bounded(design.mean(cell))}" for cell in cells)
         lines.append(f"With {boxes(sweep, cells[0].n)}, {name_of_score(sweep.score)}: {scores_text}.")
         lines.append(f"No arm with ISL is done at N = {cells[0].n}: what ISL brings cannot be said.")
-    return [*lines, *([ONE_DRAW] if len(sweep.replicates) == 1 and sweep.counts else [])]
+    lines += [ONE_DRAW] if len(sweep.replicates) == 1 and sweep.counts else []
+    return [*lines, *([ONE_BOX] if design.has_one_box else [])]
 
 
 def _arm_sentence(sweep: Sweep, design: Design, arm: Arm, deltas: Sequence[Difference], first: bool) -> str:

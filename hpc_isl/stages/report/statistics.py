@@ -32,6 +32,11 @@ class Design:
 
     columns: Mapping[Cell, Mapping[Key, float]]
 
+    @property
+    def has_one_box(self) -> bool:
+        """Whether one test box alone has scores."""
+        return len({path for column in self.columns.values() for path, _ in column}) == 1
+
     def mean(self, cell: Cell) -> Interval:
         """Returns the mean score over test boxes and draws, with its interval."""
         values, resampled = self.resampled([cell])
@@ -44,12 +49,14 @@ class Design:
     def resampled(self, cells: Sequence[Cell]) -> tuple[Floats, Floats]:
         """Returns the mean of each cell over the keys that all have, and the same in each resample, paired.
 
-        The resamples are NaN where one draw alone was made: its luck cannot be told from the arm.
+        The resamples are NaN where one draw alone was made, or one test box alone scored: its luck cannot be
+        told from the arm.
         """
         keys, undefined = self.common(cells), np.full((RESAMPLES, len(cells)), np.nan)
         if not keys:
             return np.full(len(cells), np.nan), undefined
-        if len({replicate for _, replicate in keys}) == 1 and any(cell.n != 0 for cell in cells):
+        one_draw = len({replicate for _, replicate in keys}) == 1 and any(cell.n != 0 for cell in cells)
+        if one_draw or len({path for path, _ in keys}) == 1:
             return self._table(cells, keys).mean(0), undefined
         if keys == self._complete_table[0] and set(cells) <= set(self._complete_table[1]):
             places = [self._complete_table[1].index(cell) for cell in cells]
@@ -207,7 +214,7 @@ class Saving:
 
     Attributes:
         factor: None where the score is next to nothing: that much is reached without annotations.
-        interval: 95 % interval; None where one draw alone was made, or there is no factor.
+        interval: 95 % interval; None where one draw or one test box alone was scored, or there is no factor.
     """
 
     arm: Arm
@@ -246,7 +253,7 @@ def _savings(sweep: Sweep, scores: Design, arm_cells: list[Cell], base_cells: li
         curve, base = Curve(objects[0], scores[: len(arm_cells)]), Curve(objects[1], scores[len(arm_cells) :])
         return [(score, saved(curve, base, score)) for score in curve.monotone()]
 
-    # One draw alone has no resamples.
+    # One draw, or one test box, alone has no resamples.
     resamples = [] if np.isnan(resampled).any() else [factors(means) for means in resampled]
     for index, (cell, (score, factor)) in enumerate(zip(arm_cells, factors(values), strict=True)):
         defined = score >= NOTHING

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from hpc_isl.files import write_atomic
-from hpc_isl.learning.data.annotated_crops import labels_in
 from hpc_isl.learning.data.fields import image_key
 from hpc_isl.learning.data.pixels import Box, known_box
 from hpc_isl.learning.data.view import shifted
@@ -21,7 +20,7 @@ from hpc_isl.objects.scores import is_constant, mae, pcc, pcc_by_object, ssim
 from hpc_isl.objects.types import Pixels
 from hpc_isl.plates.plate import FieldKey
 from hpc_isl.plates.plate_map import map_name
-from hpc_isl.plates.store import label_names
+from hpc_isl.plates.store import label_names, read_label_box
 from hpc_isl.stages.shared.plate_views import PlateField, PlateView, PlateViews, name_of
 
 Row = dict[str, Any]
@@ -141,7 +140,7 @@ def score(predicted: FieldPrediction, labels: str | None) -> list[Row]:
             row[CONSTANT] = 1
         image = plate.index.image(image_key(key, role))
         if labels is not None and labels in label_names(image):
-            label_image = labels_in(image, labels, plate.level(key), time)
+            label_image = read_label_box(image, labels, time, slice(None), slice(None), plate.level(key))
             box = shifted(predicted.seen, plate.shift(key, image_key(key, role)))
             by_object = pcc_by_object(pixels, target, label_image[box])
             row |= {"objects": len(by_object), "pcc_objects": mean(by_object.values())}

@@ -19,7 +19,7 @@ from hpc_isl.run import Run
 from hpc_isl.seeds import evenly_spread
 from hpc_isl.stages.shared.heat_maps import HeatMap, PlateValues, draw_plates, page_of
 from hpc_isl.stages.shared.pictures import DPI, INK, Html, save
-from hpc_isl.stages.table.segmented_plates import MEDIAN, OURS, SegmentedPlate
+from hpc_isl.stages.table.segmented_plates import BESIDE, MEDIAN, OURS, SegmentedPlate
 
 COUNT = "objects"
 PER_FIELD = "objects_per_field"
@@ -151,12 +151,15 @@ def _title(column: str) -> str:
 
 def _about(column: str) -> str:
     if column.startswith(MEDIAN):
-        return f"Median of {column.removeprefix(MEDIAN)} over all objects of a well."
+        name = column.removeprefix(MEDIAN)
+        return f"Median of {name} over the objects of a well that no border of an image cuts."
     return ABOUT.get(column, f"{column}, as the table of wells has it.")
 
 
 def unit_of(column: str) -> str:
     """Returns the unit of a column; empty where it has none."""
+    if column.startswith(BESIDE):
+        return "robust standard deviations"
     if column in (COUNT, PER_FIELD, "truth_objects", "objects_in_truth_fields", "dropped_objects"):
         return "objects"
     if column == "confluence":
