@@ -20,8 +20,8 @@ def merged(
 ) -> Export:
     """Returns one export, of which each given one is an acquisition, in the order given.
 
-    A field of a later export gets the name of the first export's field at the same place of its well, or one
-    of its own. Where positions are not known, and with `by_name`, names stay as they are.
+    A field of a later export gets the name of the earlier field at the same place of its well, or one of its
+    own. Where positions are not known, and with `by_name`, names stay as they are.
 
     Args:
         names: of the exports, for messages and as names of the acquisitions.
@@ -40,7 +40,7 @@ def merged(
     # OME-Zarr may call its only acquisition 1: fields of two exports are compared by well and name.
     exports = [exports_of.as_acquisition(e, 0, [c.name for c in e.plate.channels]) for e in exports]
     first = exports[0].plate
-    parts, remarks = [exports[0]], list[str]()
+    parts, remarks, others = [exports[0]], list[str](), list[Field]()
     for name, export in zip(names[1:], exports[1:], strict=True):
         size, first_size = export.plate.pixel_um, first.pixel_um
         if size and first_size and not isclose(size, first_size, rel_tol=0.005):
@@ -51,10 +51,16 @@ def merged(
                 )
             remarks.append(f"{name}: pixels of {size:g} µm are resampled to {first_size:g} µm")
             export = _with_pixels(export, size, first_size)
-        partners = {} if by_name else _partners(first, export.plate, names[0], name)
-        part = export if by_name else _renamed(export, partners, first)
+        part = export
+        if not by_name:
+            # Of a third export a field may lie where the second has one and the first none.
+            located = [field for field in others if field.position_um is not None]
+            earlier = replace(first, fields=(*first.fields, *located))
+            partners = _partners(earlier, export.plate, names[0], name)
+            part = _renamed(export, partners, [*first.fields, *others])
         parts.append(part)
         keys, first_keys = ({field.key for field in plate.fields} for plate in (part.plate, first))
+        others += [field for field in part.plate.fields if field.key not in first_keys]
         remarks.append(
             f"{name}: {len(keys & first_keys)} of {len(keys)} fields lie where one of {names[0]} does"
         )
@@ -136,9 +142,9 @@ def _with_pixels(export: Export, size: float, new_size: float) -> Export:
     )  # fmt: skip
 
 
-def _renamed(export: Export, partners: Mapping[FieldKey, FieldKey], first: Plate) -> Export:
+def _renamed(export: Export, partners: Mapping[FieldKey, FieldKey], earlier: Sequence[Field]) -> Export:
     """Returns the export with fields called as their partners are; the others keep names that are free."""
-    used_names = {(field.key.well, field.key.name.lower()) for field in first.fields}
+    used_names = {(field.key.well, field.key.name.lower()) for field in earlier}
     new_names = {key: partner.name for key, partner in partners.items()}
     for key in sorted(
         (f.key for f in export.plate.fields if f.key not in partners), key=lambda key: key.place

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from hpc_isl.errors import UserError
@@ -65,6 +66,15 @@ class Folder:
                     f"{origin} names {name!r}, and {self.root / part} is a link that leads out of {self.root}"
                 )
         return str(path)
+
+    def named(self, name: str) -> str:
+        """Returns the file of this name in any case of letters, as Windows finds it; else the name itself."""
+        return name if name in self.files else self.by_lower.get(name.lower(), name)
+
+    @cached_property
+    def by_lower(self) -> dict[str, str]:
+        """Name in lower case -> name."""
+        return {name.lower(): name for name in self.files}
 
     def missing(self, names: Iterable[str]) -> dict[Path, str]:
         """Returns a clause on each of these files that does not exist."""

@@ -303,8 +303,7 @@ def _plane_files(
 ) -> tuple[dict[FieldKey, list[PlaneFile]], dict[Path, str], dict[Path, str]]:
     """Returns the file of every image by field; clauses on those missing, and on those never written."""
     folder = list_folder(path.parent.parent if path.parent.name.lower() == "index" else path.parent)
-    by_lower = {name.lower(): name for name in folder.files}
-    prefix, by_well = _location(index, by_lower)
+    prefix, by_well = _location(index, folder.by_lower)
     plane_files: dict[FieldKey, list[PlaneFile]] = defaultdict(list)
     absent: dict[Path, str] = {}
     unwritten: dict[Path, str] = {}
@@ -313,8 +312,7 @@ def _plane_files(
         name = folder.locate(image.url or image.id or "(no file)", origin)
         if prefix or by_well:
             name = folder.locate(prefix + (_well_folder(image) if by_well else "") + name, origin)
-        if name not in folder.files:
-            name = by_lower.get(name.lower(), name)  # the ending may be .tif here and .TIF there
+        name = folder.named(name)  # the ending may be .tif here and .TIF there
         file = folder.root / name
         if name not in folder.files:
             if not image.url or image.failed:

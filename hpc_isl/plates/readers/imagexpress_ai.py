@@ -151,7 +151,7 @@ def _file(below: Folder, jdce: str, row: Row, origin: str) -> str:
         row["ImageFileName"] or "(no file)",
     )
     inner = below.locate("/".join(part.replace("\\", "/").strip("/") or "." for part in parts[1:]), origin)
-    return below.locate(str(PurePosixPath(parts[0]) / inner), origin)
+    return below.named(below.locate(str(PurePosixPath(parts[0]) / inner), origin))
 
 
 # ---------------------------------------------------------------- what it states

@@ -148,7 +148,7 @@ def _add_image(index: _Index, element: Element, below: Folder, parent: str) -> N
     file_name = element.get("filename", "")
     if not file_name:
         _refuse_unnamed(index.path, row, column)
-    file = below.locate(str(PurePosixPath(parent) / below.locate(file_name, origin)), origin)
+    file = below.named(below.locate(str(PurePosixPath(parent) / below.locate(file_name, origin)), origin))
     if file.lower().endswith(".im"):
         raise UserError(f"{origin}: files .im of IN Cell Analyzer 1000 are not read; export them as TIFF")
     key = FieldKey(well_name(row - 1, column - 1), str(field_number + 1))

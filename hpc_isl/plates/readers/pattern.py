@@ -198,6 +198,8 @@ def _usual_layouts(
     They stand for files that cannot be read: as one plane without channel and time such a file would add a
     channel and a first time to all fields.
     """
+    if all(root / named.name in metadata for named in named_files):
+        return {}  # quick: stacks may have thousands of planes each
     layouts: dict[str, Counter[tuple[str, tuple[PlaneMetadata, ...]]]] = defaultdict(Counter)
     for named in named_files:
         if tiff := metadata.get(root / named.name):

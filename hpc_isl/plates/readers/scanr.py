@@ -197,7 +197,7 @@ def _planes_of(image: ome_xml.OmeImage, below: Folder, folder: str, path: Path) 
         if not data.file:
             raise UserError(f"{path}: image {image.name!r} names no files")
         file = below.locate(data.file, f"{path}: image {image.name!r}")
-        file = file if folder == "." else f"{folder}/{file}"
+        file = below.named(file if folder == "." else f"{folder}/{file}")
         for offset, place in enumerate(data.planes):
             yield _Plane(
                 int(match["well"]), match["label"] or "", match["field"], _channel_name(image, place[1]),

@@ -55,8 +55,8 @@ function show(well, field) {
   const [name, about, lines] = all.fields[shown[1]];
   look.querySelector("h3").textContent = order[well] + "/" + name;
   look.querySelector("p").textContent = [about, ...all.about].filter(text => text).join(" · ");
-  look.querySelector(".views").replaceChildren(...document.querySelectorAll(
-      `button[data-well="${order[well]}"] img`).values().map(image => {
+  look.querySelector(".views").replaceChildren(...Array.from(document.querySelectorAll(
+      `button[data-well="${order[well]}"] img`), image => {
     const canvas = document.createElement("canvas"), text = document.createElement("figcaption");
     const figure = document.createElement("figure"), channel = image.dataset.channel, edge = all.edge;
     canvas.width = canvas.height = edge;

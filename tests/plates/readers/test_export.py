@@ -60,6 +60,26 @@ def test_fields_of_several_sources_are_paired_whatever_number_their_acquisition_
     assert whole.remarks == ("stained: 1 of 1 fields lie where one of live does",)
 
 
+def test_fields_without_a_partner_in_the_first_source_are_paired_among_the_others(tmp_path: Path) -> None:
+    """One name is one place: else a network would learn from images of two."""
+    sources = []
+    second, third = {"1": 0.0, "2": 99.0}, {"1": 0.0, "2": 50.0, "3": 99.0}
+    for source_name, places in (("a", {"1": 0.0}), ("b", second), ("c", third)):
+        (tmp_path / source_name).mkdir()
+        source = built(tmp_path / source_name, ["DAPI"])
+        [field] = source.plate.fields
+        keys = {name: FieldKey("B02", name) for name in places}
+        fields = tuple(replace(field, key=keys[name], position_um=(y, 0.0)) for name, y in places.items())
+        files = dict.fromkeys(keys.values(), source.files[field.key])
+        sources.append(replace(source, plate=replace(source.plate, fields=fields, pixel_um=1.0), files=files))
+    whole = acquisitions.merged(sources, ["a", "b", "c"])
+    places_of = {str(field.key): field.position_um for field in whole.plate.fields}
+    assert places_of == {
+        "B02/1": (0, 0), "B02/1x1": (0, 0), "B02/1x2": (99, 0), "B02/2x1": (0, 0), "B02/2x2": (99, 0),
+        "B02/2x3": (50, 0),
+    }  # fmt: skip
+
+
 def test_sizes_of_one_source_that_another_does_not_have_are_remarked(tmp_path: Path) -> None:
     sources = []
     for name, pixel_um, plane_um in (("live", 0.5, 2.0), ("fixed", None, 3.0), ("late", 0.5, 2.01)):

@@ -192,3 +192,13 @@ def test_a_jdce_that_is_none_is_named(tmp_path: Path, content: str, said: str) -
     (tmp_path / "P1.jdce").write_text(content)
     with pytest.raises(UserError, match=said):
         imagexpress_ai.read(tmp_path)
+
+
+def test_an_index_may_write_endings_in_another_case(tmp_path: Path) -> None:
+    """As on Windows, where names of files have no case."""
+    folder = write_run(tmp_path / "run", [row(Field=0), row(Field=1)])
+    for path in list(folder.rglob("*.tif")):
+        path.rename(path.with_suffix(".TIF"))
+    result = imagexpress_ai.read(folder)
+    assert (result.problems, result.left_out) == ((), ())
+    assert all(files for files in result.files.values())

@@ -171,3 +171,13 @@ def test_without_an_index_names_place_the_images(tmp_path: Path) -> None:
         recipe = load("convert", Path("patterns/incell.yaml"), [f"source={source}", "out=x.zarr"])
         assert isinstance(recipe, ConvertRecipe)
         assert stored(detect.read(recipe), names) == {shot.code: shot.code for shot in SHOTS}
+
+
+def test_an_index_may_write_endings_in_another_case(tmp_path: Path) -> None:
+    """As on Windows, where names of files have no case."""
+    folder = write_run(tmp_path / "run", SHOTS)
+    for path in list(folder.rglob("*.tif")):
+        path.rename(path.with_suffix(".TIF"))
+    result = incell.read(folder)
+    assert (result.problems, result.left_out) == ((), ())
+    assert all(files for files in result.files.values())

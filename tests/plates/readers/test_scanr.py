@@ -172,3 +172,13 @@ def test_other_ome_xml_is_not_of_scanr(tmp_path: Path) -> None:
     index.write_text(index.read_text().replace("Olympus, scanR 3.3.0", "other"))
     with pytest.raises(UserError, match="no layout that is known"):
         detect.read(ConvertRecipe.model_validate({"source": tmp_path, "out": "x.zarr"}))
+
+
+def test_an_index_may_write_endings_in_another_case(tmp_path: Path) -> None:
+    """As on Windows, where names of files have no case."""
+    folder = write_index(tmp_path / "run", SHOTS)
+    for path in list(folder.rglob("*.tif")):
+        path.rename(path.with_suffix(".TIF"))
+    result = scanr.read(folder)
+    assert (result.problems, result.left_out) == ((), ())
+    assert all(files for files in result.files.values())
