@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
@@ -190,8 +191,8 @@ def test_a_typo_comes_before_what_it_leaves_missing(command_line: CommandLine) -
     assert complaints[0].strip().startswith("plate: no such key; did you mean 'plates'?")
 
 
-def raising(error: Exception) -> Callable[[], NoReturn]:
-    def raise_it() -> NoReturn:
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def raise_it(**_: object) -> NoReturn:
         raise error
 
     return raise_it
@@ -207,6 +208,9 @@ def test_an_unexpected_error_is_short_and_keeps_its_traceback(
     trace = Path(second.removeprefix("traceback: "))
     assert "Traceback" in trace.read_text()
     trace.unlink()
+    monkeypatch.setattr(tempfile, "mkstemp", raising(OSError("no room")))
+    assert main.run_command(["status"]) == 1
+    assert capsys.readouterr().err.endswith("\nRuntimeError: unforeseen\n")
 
 
 def test_a_full_disk_and_a_folder_of_others_are_one_line(
