@@ -156,3 +156,10 @@ def test_a_folder_of_runs_that_is_closed_hides_none_in_others() -> None:
         finally:
             os.seteuid(0)
     assert run.name == "S12"
+
+
+def test_a_link_that_leads_nowhere_has_its_name(tmp_path: Path) -> None:
+    name = folders.default_name("count", tmp_path)
+    (tmp_path / "count").mkdir()
+    (tmp_path / "count" / name).symlink_to(tmp_path / "gone")
+    assert folders.default_name("count", tmp_path) == name.removesuffix("1") + "2"

@@ -156,7 +156,7 @@ def valid_name(name: str) -> str:
 def default_name(stage: str, root: Path) -> str:
     """Returns `pretrain-20260131-2`: stage, day, and a number that is free."""
     number = 1
-    while (root / stage / f"{stage}-{date.today():%Y%m%d}-{number}").exists():
+    while os.path.lexists(root / stage / f"{stage}-{date.today():%Y%m%d}-{number}"):
         number += 1
     return f"{stage}-{date.today():%Y%m%d}-{number}"
 
