@@ -377,4 +377,5 @@ def cancel(run: Run) -> str:
         process.send_signal(signal.SIGTERM)
     targets = [commands.jobs_text(names) for names in jobs.values()]
     targets += [f"process {pid}" for pid in watchers]
-    return f"told to save and stop: {', '.join(targets) or run.label}"
+    verb = "is" if sum(map(len, jobs.values())) + len(watchers) <= 1 else "are"
+    return f"{', '.join(targets) or run.label} {verb} told to save and stop"
