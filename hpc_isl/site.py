@@ -110,7 +110,7 @@ class Site(Strict):
 
     @field_validator("tracking")
     @classmethod
-    def _has_no_password(cls, tracking: str | None) -> str | None:
+    def _is_an_address(cls, tracking: str | None) -> str | None:
         if tracking and re.search(r"://[^/]*@", tracking):
             raise ValueError(
                 "an address with a password would be recorded in each run; "
@@ -118,6 +118,10 @@ class Site(Strict):
             )
         if tracking and not re.match(r"none$|https?://|sqlite:|postgresql|mysql|databricks", tracking):
             raise ValueError("an MLflow address starts with http://, https:// or sqlite:///; or write none")
+        if tracking and tracking.startswith("sqlite:///"):
+            # A relative path would be another database in each folder from which runs are forwarded.
+            path = os.path.expanduser(tracking.removeprefix("sqlite:///"))
+            return f"sqlite:///{os.path.abspath(path)}"
         return tracking
 
     @field_validator("container", "slurm_conf")

@@ -131,3 +131,11 @@ def test_a_site_below_the_home_folder_is_named_with_a_tilde(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.yaml").write_text("nodes: 3\n")
     assert load("~/mine.yaml", []).nodes == 3
+
+
+def test_a_database_of_a_site_is_one_wherever_it_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = load("laptop", ["tracking=sqlite:///mlflow.db"])
+    assert chosen.tracking == f"sqlite:///{home}/mlflow.db"
+    (home / "below").mkdir()
+    monkeypatch.chdir("below")
+    assert Site.model_validate_json(chosen.model_dump_json()) == chosen

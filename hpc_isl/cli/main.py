@@ -114,9 +114,13 @@ def _unexpected(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and (advice := DISK_ERRORS.get(error.errno or 0)):
         return f"{error.filename}: {error.strerror}; {advice}"
     # A traceback is of use to us alone: the user gets one line, and the file to send.
-    descriptor, path = tempfile.mkstemp(prefix="hpc_isl-", suffix=".txt")
-    with os.fdopen(descriptor, "w") as stream:
-        traceback.print_exception(error, file=stream)
+    text = "".join(traceback.format_exception(error))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="hpc_isl-", suffix=".txt")
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+    except OSError:  # no room for that file either
+        return text.rstrip()
     return f"{type(error).__name__}: {error}\ntraceback: {path}"
 
 

@@ -8,12 +8,16 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from eventually import eventually
 
 from hpc_isl.cli import main
 from hpc_isl.cli.arguments import parse, take_keys
@@ -187,8 +191,8 @@ def test_a_typo_comes_before_what_it_leaves_missing(command_line: CommandLine) -
     assert complaints[0].strip().startswith("plate: no such key; did you mean 'plates'?")
 
 
-def raising(error: Exception) -> Callable[[], NoReturn]:
-    def raise_it() -> NoReturn:
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def raise_it(**_: object) -> NoReturn:
         raise error
 
     return raise_it
@@ -204,6 +208,9 @@ def test_an_unexpected_error_is_short_and_keeps_its_traceback(
     trace = Path(second.removeprefix("traceback: "))
     assert "Traceback" in trace.read_text()
     trace.unlink()
+    monkeypatch.setattr(tempfile, "mkstemp", raising(OSError("no room")))
+    assert main.run_command(["status"]) == 1
+    assert capsys.readouterr().err.endswith("\nRuntimeError: unforeseen\n")
 
 
 def test_a_full_disk_and_a_folder_of_others_are_one_line(
@@ -291,6 +298,31 @@ def test_runs_without_a_name_get_short_ones_in_turn(command_line: CommandLine) -
     names = sorted(path.name for path in (command_line.cwd / "runs" / "count").iterdir())
     assert re.fullmatch(r"count-\d{8}-1", names[0])
     assert names[1] == names[0][:-1] + "2"
+
+
+def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(command_line: CommandLine) -> None:
+    """Several that start at once, as the tasks of one's own job array, choose the same number."""
+    data, first = command_line.cwd / "data", command_line.folder(f"count-{date.today():%Y%m%d}-1")
+    os.mkfifo(data)
+    call = command_line.open("count", f"data={data}", "site.tracking=none")
+
+    def answered() -> bool:
+        with suppress(OSError):  # nobody reads yet
+            descriptor = os.open(data, os.O_WRONLY | os.O_NONBLOCK)
+            first.mkdir(parents=True)  # the plan reads when the name is chosen
+            data.unlink()
+            data.write_text("one")
+            os.write(descriptor, b"one")
+            os.close(descriptor)
+            return True
+        return False
+
+    assert eventually(answered)
+    output, _ = call.communicate(timeout=120)
+    assert call.returncode == 0, output
+    assert f"{first.name} was made by another process just now" in output
+    assert (first.with_name(first.name.removesuffix("1") + "2") / "done" / "count.json").is_file()
+    assert list(first.iterdir()) == []
 
 
 def test_runs_lie_where_the_environment_or_the_site_says(command_line: CommandLine, tmp_path: Path) -> None:

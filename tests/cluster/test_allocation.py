@@ -105,3 +105,7 @@ def test_a_run_that_ended_within_its_job_is_not_taken_for_running(command_line: 
     assert "'one' is not running: it is failed" in command_line("cancel", "one").stdout
     assert not (tools / "cancelled").exists()
     assert "resumed" in command_line("resume", "one").stdout
+    record = command_line.folder("one") / "attempts" / "1" / "rank-0.json"
+    record.write_text(record.read_text().replace('"failed"', '"stopped"'))
+    (tools / "squeue").write_text("#!/bin/bash\necho '17|CANCELLED|None|node1|10:00|/home/me'\n")
+    assert "cancelled" in command_line("status", "one").stdout.splitlines()[1].split(), "as Slurm says"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,3 +139,27 @@ def test_a_name_is_free_again_where_the_making_of_its_run_was_cut_off(
     with pytest.raises(type(error)):
         folders.make_array(run, request, {"seed=0": Plan(recipe)}, ())
     assert not run.folder.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_of_runs_that_is_closed_hides_none_in_others() -> None:
+    """A user's site may keep its runs where this user is no longer let in."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "closed").mkdir(mode=0o700)
+        (folder / "open" / "count" / "S12").mkdir(parents=True)
+        (folder / "open" / "count" / "S12" / "recipe.yaml").write_text("{}")
+        os.seteuid(65534)
+        try:
+            run = folders.find("S12", folder / "closed", folder / "open")
+        finally:
+            os.seteuid(0)
+    assert run.name == "S12"
+
+
+def test_a_link_that_leads_nowhere_has_its_name(tmp_path: Path) -> None:
+    name = folders.default_name("count", tmp_path)
+    (tmp_path / "count").mkdir()
+    (tmp_path / "count" / name).symlink_to(tmp_path / "gone")
+    assert folders.default_name("count", tmp_path) == name.removesuffix("1") + "2"

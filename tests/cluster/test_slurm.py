@@ -54,6 +54,12 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_an_answer_in_the_letters_of_another_machine_is_read(tools: Path) -> None:
+    """Staff write into the reason for which a node is away whatever their terminal sends."""
+    tool(tools, "scontrol", r"printf 'NodeName=n1 Reason=L\xfcfter\n'")
+    assert commands.ask(["scontrol", "show", "node"])[:2] == (0, "NodeName=n1 Reason=L\ufffdfter")
+
+
 def held(name: str, text: str, job: Job) -> None:
     """The text is that of a golden file, in which {folder} stands for the run folder."""
     golden = (GOLDEN / name).read_text()

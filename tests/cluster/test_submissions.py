@@ -19,10 +19,12 @@ from hpc_isl.cluster.run_folder import status, submissions
 from hpc_isl.cluster.run_folder.job import Job
 from hpc_isl.cluster.slurm import commands
 from hpc_isl.cluster.submit import launch
+from hpc_isl.cluster.tracking.mlflow_run import sync
 from hpc_isl.errors import UserError
+from hpc_isl.files import now
 from hpc_isl.recipes.strict import to_yaml
 from hpc_isl.run import Attempt, Run
-from hpc_isl.site import Site
+from hpc_isl.site import Site, saved_site
 
 if TYPE_CHECKING:
     from tests.conftest import CommandLine
@@ -161,6 +163,22 @@ def test_after_ctrl_c_during_the_submission_the_user_reads_that_there_is_a_job(
     assert "submitted as Slurm job 17" in done.stdout
     assert "cancel one" in done.stdout
     assert done.stdout.endswith("stopped\n")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's use of sqlalchemy
+def test_forwarding_a_run_that_computes_asks_no_queue(run: Run, tool: Tool, tmp_path: Path) -> None:
+    """The node of each running element of a sweep forwards it every few seconds."""
+    tool("squeue", f"touch {tmp_path}/asked")
+    run.site.write_text(to_yaml(Site(executor="slurm", tracking=f"sqlite:///{tmp_path}/mlflow.db")))
+    run.record.write_text('{"key": "k"}')
+    handed_over(run, site=saved_site(run.site))
+    attempt = Attempt(run)
+    attempt.note(rank=0, start=now(), heartbeat=now(), node="node1")
+    attempt.metric(1, loss=0.5)
+    assert "1 metric values" in sync(run, running=True)
+    attempt.metric(2, loss=0.4)
+    assert "1 metric values" in sync(run, running=True)
+    assert not (tmp_path / "asked").exists()
 
 
 def test_of_many_jobs_a_message_says_how_many(tool: Tool) -> None:

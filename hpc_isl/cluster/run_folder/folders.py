@@ -29,6 +29,10 @@ from hpc_isl.site import Site, folders_of_runs
 ELSEWHERE = "Runs elsewhere are found by --root DIR, --site NAME or HPC_ISL_RUNS"
 
 
+class NameTaken(UserError):
+    """Another process has made a run of this name since it was found to be free."""
+
+
 def all_runs(root: Path) -> list[Run]:
     """Returns every run folder `<stage>/<name>/` below `root`, oldest first; none that was removed."""
     runs = (Run(path.parent) for path in root.glob("*/*/recipe.yaml"))
@@ -48,7 +52,7 @@ def find(name: str, *roots: Path) -> Run:
         UserError: there is no such run, with the folders that were looked into; or there are several.
     """
     for folder in (Path(os.path.expanduser(name)), *(root / name for root in roots)):
-        if (folder / "recipe.yaml").is_file():
+        if os.path.isfile(folder / "recipe.yaml"):  # False also where a root is closed to this user
             # A link to a run folder has another name, and lies in no folder of a stage.
             run = Run(Path(os.path.realpath(folder) if folder.is_symlink() else os.path.abspath(folder)))
             refuse_removed(run.array or run)
@@ -152,7 +156,7 @@ def valid_name(name: str) -> str:
 def default_name(stage: str, root: Path) -> str:
     """Returns `pretrain-20260131-2`: stage, day, and a number that is free."""
     number = 1
-    while (root / stage / f"{stage}-{date.today():%Y%m%d}-{number}").exists():
+    while os.path.lexists(root / stage / f"{stage}-{date.today():%Y%m%d}-{number}"):
         number += 1
     return f"{stage}-{date.today():%Y%m%d}-{number}"
 
@@ -274,7 +278,7 @@ def _new_folder(run: Run, site: Site) -> Iterator[None]:
     try:
         make_folder(run.folder, site.group)
     except FileExistsError:
-        raise UserError(f"{run.folder} was made by someone else just now; choose another --name") from None
+        raise NameTaken(f"{run.folder} was made by someone else just now; choose another --name") from None
     except OSError as error:
         raise UserError(f"{run.folder} cannot be made: {error.strerror}; set site.runs") from None
     try:

@@ -217,9 +217,9 @@ def _status(run: Run, submission: Submission, answer: QueuedJob | NoAnswer | Non
         return RunStatus(RunState.DONE)
     if not run.attempt_numbers():
         return RunStatus(RunState.NEW, "not started")
-    if submission.get("ended"):  # in an allocation, whose job continues without the run
-        answer = None
     records, job_status = ranks(run), _status_by_slurm(answer)
+    if submission.get("ended") and (job_status is None or job_status.alive):
+        answer = job_status = None  # in an allocation, whose job continues without the run
     if job_status is not None and job_status.alive:
         return replace(job_status, detail=TORN) if submission.get("torn") else job_status
     if isinstance(answer, NoAnswer):
@@ -377,4 +377,5 @@ def cancel(run: Run) -> str:
         process.send_signal(signal.SIGTERM)
     targets = [commands.jobs_text(names) for names in jobs.values()]
     targets += [f"process {pid}" for pid in watchers]
-    return f"told to save and stop: {', '.join(targets) or run.label}"
+    verb = "is" if sum(map(len, jobs.values())) + len(watchers) <= 1 else "are"
+    return f"{', '.join(targets) or run.label} {verb} told to save and stop"

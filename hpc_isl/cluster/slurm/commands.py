@@ -90,7 +90,7 @@ def ask(
     try:
         process = subprocess.run(
             command, env=environment(conf, cluster), input=stdin, capture_output=True, text=True,
-            timeout=patience_s, cwd="/",
+            errors="replace", timeout=patience_s, cwd="/",  # staff type reasons in any encoding
         )  # fmt: skip
     except FileNotFoundError:
         return 127, "", f"there is no {command[0]} on this machine"

@@ -70,20 +70,28 @@ def show_plan(request: RunRequest, console: Console, try_it: bool = False) -> in
 
 def launch(request: RunRequest, console: Console, wait: bool) -> int:
     """Plans, makes the run folder, starts the run; returns the exit code."""
+    original_request = request
     request, run, plans = _prepare(request, console)
     plan = next(iter(plans.values()))
     for line in (*request.messages, *plan.messages):
         console.log(line)
-    if run.folder.exists():
+    # A name that nobody gave was free when it was chosen: what has it now is the run of another process.
+    if request.name and run.folder.exists():
         return _launch_existing(run, request, plans, console, wait)
     check_dispatch(request.site, request.after)
     for line in planning.time_lines(request, plans, console.roots):
         console.log(line)
-    if request.elements:
-        folders.make_array(run, request, plans, console.argv)
-    else:
-        folders.make(run, request, plan, console.argv)
-        _write_verify(run, request)
+    try:
+        if request.elements:
+            folders.make_array(run, request, plans, console.argv)
+        else:
+            folders.make(run, request, plan, console.argv)
+            _write_verify(run, request)
+    except folders.NameTaken:
+        if request.name:
+            raise
+        console.log(f"{run.name} was made by another process just now; the next number is taken")
+        return launch(original_request, console, wait)
     console.log(f"{run.stage} {run.name!r}: {planning.resources(request.site)}")
     with submissions.alone(run):
         try:

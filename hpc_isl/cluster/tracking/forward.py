@@ -61,7 +61,9 @@ def follow(run: Run) -> None:
         arrays = [run] if run.elements() else [run.array] if run.array and not continues else []
         for member in [*_runs_with_metrics(run), *arrays]:
             try:
-                print(sync(member, 0 if continues else WAIT_S), flush=True)
+                # Each running element of an array on Slurm has such a process: they ask no queue.
+                running = continues and not run.elements()
+                print(sync(member, 0 if continues else WAIT_S, running=running), flush=True)
             except Exception as error:  # whatever it is, the next pass or a later `sync` makes up for it
                 print(f"not forwarded: {error}", flush=True)
         started = time.monotonic()

@@ -15,7 +15,7 @@ from typing import Any
 
 from hpc_isl import site
 from hpc_isl.cluster.run_folder import folders, status
-from hpc_isl.cluster.run_folder.status import RunState, span
+from hpc_isl.cluster.run_folder.status import RunState, RunStatus, span
 from hpc_isl.cluster.tracking.store import (
     RunDeleted,
     Summary,
@@ -42,12 +42,13 @@ PARENT_S = 30.0  # how long an element waits for another to make the MLflow run 
 KINDS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "queued": "SCHEDULED"}
 
 
-def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
+def sync(run: Run, wait_s: float = 0, ask: bool = True, running: bool = False) -> str:
     """Forwards what is new in the run folder; returns a line that says what was done.
 
     Args:
         wait_s: how long another process that forwards it just now is waited for.
         ask: also where nothing is new, whether MLflow still has the run.
+        running: the caller knows that the run computes; else Slurm is asked.
 
     Raises:
         Unreachable: no server answers.
@@ -62,7 +63,8 @@ def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
     with only_writer(run.folder / ".tracking.lock", wait_s) as has_lock:
         if not has_lock:
             return f"{run.label}: another process forwards it just now"
-        nothing_new = _nothing_new(run, uri)
+        known_status = RunStatus(RunState.RUNNING) if running else None
+        nothing_new = _nothing_new(run, uri, known_status)
         if nothing_new and not ask:
             return f"{run.label}: nothing new for {uri}"
         check(uri)
@@ -72,10 +74,10 @@ def sync(run: Run, wait_s: float = 0, ask: bool = True) -> str:
             return f"{run.label}: {deleted}"
         if nothing_new and not forward.is_new:
             return f"{run.label}: nothing new for {uri}"
-        return f"{run.label}: {forward.all()} to {uri}"
+        return f"{run.label}: {forward.all(known_status)} to {uri}"
 
 
-def _nothing_new(run: Run, uri: str) -> bool:
+def _nothing_new(run: Run, uri: str, known_status: RunStatus | None) -> bool:
     """Returns whether an earlier pass over the ended run forwarded all that its folder holds."""
     tracking = read_json(run.folder / "tracking.json") or {}
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
@@ -84,7 +86,7 @@ def _nothing_new(run: Run, uri: str) -> bool:
     array_tracking = (read_json(run.array.folder / "tracking.json") or {}) if run.array else {}
     if tracking.get("parent") != array_tracking.get("run_id"):
         return False
-    run_status = status.status_of(run)
+    run_status = known_status or status.status_of(run)
     return tracking.get("ended") == _ending(run, run_status) and tracking.get("results") == results_of(run)
 
 
@@ -131,13 +133,13 @@ class _Forward:
             self.tracking = {"uri": uri, "run_id": self._find_or_make(), "offset": 0, "last": {}, "files": {}}
             self._save_tracking()
 
-    def all(self) -> str:
+    def all(self, known_status: RunStatus | None = None) -> str:
         """Forwards description, metrics, files, the model and the state; returns what was sent."""
         if self.run.recipe in changed(self.run, self.tracking["files"]):
             self._describe()
         if self.run.array:
             self._set_parent(self.run.array)
-        run_status = status.status_of(self.run)
+        run_status = known_status or status.status_of(self.run)
         ending = _ending(self.run, run_status)
         steps = self._metrics() + (self._summary(ending[-1]) if ending else 0)
         files = self._send_files()
