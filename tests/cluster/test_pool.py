@@ -505,7 +505,9 @@ def _new_group(limit: int) -> Path:
 
 def test_memory_is_what_the_site_the_job_or_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory_here(Site(memory="3G")) == 3 * 2**30
-    assert memory_here(Site(memory="0G")) == memory_here(Site()), "to Slurm that is all of a node"
+    # What is free changes from one look to the next, where other programs run.
+    near = pytest.approx(memory_here(Site()), rel=0.2)
+    assert memory_here(Site(memory="0G")) == near, "to Slurm that is all of a node"
     free = psutil.virtual_memory().available
     assert 0 < memory_here(Site()) < 1.5 * free
     for name, value in {"HPC_ISL_EXECUTOR": "slurm", "SLURM_MEM_PER_NODE": "100"}.items():
