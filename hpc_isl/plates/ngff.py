@@ -17,8 +17,7 @@ import numpy as np
 from yaozarrs import v05
 
 from hpc_isl.plates.metadata import axes, place
-from hpc_isl.plates.plate import Field, Plate, well_position
-from hpc_isl.plates.readers.plane_checks import MEASURED, spacing
+from hpc_isl.plates.plate import HEIGHT_TOLERANCE, Field, Plate, spacing, well_position
 from hpc_isl.plates.statistics import FieldStatistics, PlaneStatistics
 
 Grid = dict[str, tuple[float, float]]  # axis -> distance of pixels, position of the first one's centre
@@ -85,8 +84,8 @@ def _plane_distance(plate: Plate, field: Field) -> float | None:
     if plate.plane_um is None or len(field.z_um) < 2:
         return plate.plane_um
     # Acquisitions of one plate may have stacks of other steps, and the plate states one.
-    own_um = spacing([field], MEASURED)
-    is_alike = own_um is not None and isclose(own_um, plate.plane_um, rel_tol=MEASURED)
+    own_um = spacing([field], HEIGHT_TOLERANCE)
+    is_alike = own_um is not None and isclose(own_um, plate.plane_um, rel_tol=HEIGHT_TOLERANCE)
     return plate.plane_um if is_alike else own_um
 
 

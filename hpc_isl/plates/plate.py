@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -216,6 +217,7 @@ class PlaneFile:
         return self.time, self.channel, self.plane
 
 
+HEIGHT_TOLERANCE = 0.1  # share by which steps between heights that were measured may differ
 NOT_IMAGED = "not imaged"
 
 
@@ -334,3 +336,11 @@ def color_of(fluorescent: bool, emission_nm: float | None = None) -> str:
     # Longest wavelength in nm of each hue.
     hues = {500: "0000FF", 560: "00FF00", 590: "FFFF00", 640: "FF0000"}
     return next((hue for longest, hue in hues.items() if emission_nm < longest), "FF00FF")
+
+
+def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
+    """Returns the distance of planes in µm where all stacks rise in steps that are even within a share."""
+    steps = [upper - lower for z_um in {f.z_um for f in fields} for lower, upper in pairwise(z_um)]
+    if not steps or min(steps) <= 0 or max(steps) > (1 + tolerance) * min(steps):
+        return None
+    return round(sum(steps) / len(steps), 4)

@@ -12,6 +12,7 @@ from hpc_isl.errors import UserError
 from hpc_isl.plates import plate as plates
 from hpc_isl.plates.planes import Header, header
 from hpc_isl.plates.plate import (
+    HEIGHT_TOLERANCE,
     Channel,
     Export,
     FieldKey,
@@ -20,6 +21,7 @@ from hpc_isl.plates.plate import (
     Plate,
     Problem,
     row_name,
+    spacing,
     well_position,
 )
 from hpc_isl.plates.readers import fields, plane_checks
@@ -57,7 +59,7 @@ def build(
     unreadable: Mapping[Path, str] = {},
     absent: Collection[Path] = (),
     indexed: bool = False,
-    tolerance: float = plane_checks.MEASURED,
+    tolerance: float = HEIGHT_TOLERANCE,
     left_out: Iterable[LeftOut] = (),
     problems: Iterable[Problem] = (),
     remarks: Iterable[str] = (),
@@ -72,7 +74,7 @@ def build(
         layout: wells -> rows and columns of the plate.
         details: what the vendor states; empty texts are left out.
         unreadable, absent, indexed: as for `plane_checks.check`.
-        tolerance: as for `plane_checks.spacing`.
+        tolerance: as for `spacing`.
         left_out, problems, remarks: those that the reader itself has found.
         resample: channels of another size are kept, to be resampled, and not left out.
     """
@@ -119,7 +121,7 @@ def build(
     rows, columns = layout({key.well for key in shots})
     plate = Plate(
         name, rows, columns, exposed_channels, plate_fields, pixel_um,
-        plane_checks.spacing(plate_fields, tolerance), acquisitions or {0: "0"},
+        spacing(plate_fields, tolerance), acquisitions or {0: "0"},
         {name: fact for name, fact in details.items() if fact != ""},
     )  # fmt: skip
     return Export(
@@ -353,7 +355,7 @@ def _sizes_passed_over(exports: Sequence[Export], names: Sequence[str]) -> Itera
         if plane_um is None or all(field.shape[2] < 2 for field in plate.fields):
             continue
         distance = "at unknown or uneven distances" if not plate.plane_um else f"{plate.plane_um:g} µm apart"
-        if not plate.plane_um or not isclose(plate.plane_um, plane_um, rel_tol=plane_checks.MEASURED):
+        if not plate.plane_um or not isclose(plate.plane_um, plane_um, rel_tol=HEIGHT_TOLERANCE):
             yield f"{name}: its planes lie {distance}, others {plane_um:g} µm: the plate states these"
 
 

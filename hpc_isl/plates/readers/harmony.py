@@ -25,6 +25,7 @@ from hpc_isl.plates.plate import (
     color_of,
     imaged,
     is_transmitted,
+    spacing,
 )
 from hpc_isl.plates.readers import export, fields, harmony_index, plane_checks
 from hpc_isl.plates.readers.export import Layout
@@ -139,7 +140,7 @@ def _export(path: Path, folder: Path, resample: bool) -> Export:
         channels=harmony_index.with_corrections(channels, (f for stack in planes.values() for f in stack)),
         fields=plate_fields,
         pixel_um=camera.pixel_um,
-        plane_um=plane_checks.spacing(plate_fields),
+        plane_um=spacing(plate_fields),
         acquisitions={0: index.plate.get("MeasurementStartTime") or "0"},
         details=_details(index, order),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hpc_isl.errors import UserError, many
-from hpc_isl.plates.plate import Export, Field, FieldKey, LeftOut, PlaneFile, Plate
+from hpc_isl.plates.plate import HEIGHT_TOLERANCE, Export, Field, FieldKey, LeftOut, PlaneFile, Plate, spacing
 from hpc_isl.plates.readers import export, fields, pattern_names, plane_checks, tiff_metadata
 from hpc_isl.plates.readers.export import Edges
 from hpc_isl.plates.readers.fields import Shot
@@ -108,7 +108,7 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
         channels=channels,
         fields=tuple(plate_fields),
         pixel_um=pixel_um,
-        plane_um=plane_checks.spacing(plate_fields, plane_checks.MEASURED),
+        plane_um=spacing(plate_fields, HEIGHT_TOLERANCE),
         acquisitions={number: name or "0" for name, number in axes.acquisitions.items()},
         details={"reader": "pattern"},
     )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 from hpc_isl.errors import many
-from hpc_isl.plates.plate import NOT_IMAGED, Field, FieldKey, PlaneFile, PlaneIndex, Problem, well_position
+from hpc_isl.plates.plate import NOT_IMAGED, FieldKey, PlaneFile, PlaneIndex, Problem, well_position
 
 SHOWN = 3
 NEARLY_ALL = 0.75  # of the wells: a channel that these have, the others lack by accident
-MEASURED = 0.1  # share by which steps between heights that a stage has measured may differ
 
 Size = tuple[int, int]
 Kind = tuple[Size, str]
@@ -76,14 +74,6 @@ def check(
 def extent(planes: Sequence[PlaneFile]) -> tuple[int, int]:
     """Returns the numbers of times and planes that a stored image of these planes has."""
     return 1 + max(p.time for p in planes), 1 + max(p.plane for p in planes)
-
-
-def spacing(fields: Iterable[Field], tolerance: float = 0.01) -> float | None:
-    """Returns the distance of planes in µm where all stacks rise in steps that are even within a share."""
-    steps = [upper - lower for z_um in {f.z_um for f in fields} for lower, upper in pairwise(z_um)]
-    if not steps or min(steps) <= 0 or max(steps) > (1 + tolerance) * min(steps):
-        return None
-    return round(sum(steps) / len(steps), 4)
 
 
 def _shared_files(
