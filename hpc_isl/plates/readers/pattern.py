@@ -46,14 +46,7 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
     named_files, left_out_files = _files_to_read(below, recipe)
     metadata, unreadable = _metadata(below, named_files)
     headers, edges = tiff_metadata.sizes_and_edges(metadata)
-    usual_layouts = _usual_layouts(named_files, metadata, below.root)
-    by_files = not any(image.time for image in named_files)  # names state no times
-    pages = [
-        page
-        for image in named_files
-        for layout in [metadata.get(below.root / image.name) or usual_layouts.get(image.channel)]
-        for page in _pages(image, layout, recipe.channels, by_files)
-    ]
+    pages = _all_pages(named_files, metadata, below.root, recipe.channels)
     pages, odd_sized_files, sizes_by_name, size_remarks = _of_one_size(
         pages, recipe, below.root, headers, edges if resample else None
     )
@@ -73,20 +66,8 @@ def read(folder: Path, recipe: PatternRecipe, resample: bool = False) -> Export:
     }
     if sizes_by_name:
         channel_numbers = {channel.name: number for number, channel in enumerate(axes.channels)}
-        sizes_by_number = {channel_numbers[name]: size for name, size in sizes_by_name.items()}
-        shots = {
-            key: [replace(shot, file=export.sized(shot.file, sizes_by_number)) for shot in field_shots]
-            for key, field_shots in shots.items()
-        }
-        resampled_files = {
-            shot.file.path: shot.file
-            for field_shots in shots.values()
-            for shot in field_shots
-            if shot.file.size
-        }
-        size = next(headers[path][0] for path in headers if path not in resampled_files)
-        headers = export.as_stored(headers, resampled_files.values(), size)
-        edges = {path: edge for path, edge in edges.items() if path not in resampled_files}
+        sizes = {channel_numbers[name]: size for name, size in sizes_by_name.items()}
+        shots, headers, edges = _resampled(shots, sizes, headers, edges)
     planes = {key: [shot.file for shot in field_shots] for key, field_shots in shots.items()}
     absent = [path for path in unreadable if str(path.relative_to(below.root)) not in below.files]
     files, problems = plane_checks.check(planes, names, unreadable, absent=absent)
@@ -188,6 +169,44 @@ def _contradiction(named: Named, tiff: TiffMetadata) -> str:
             several = f"{tiff.header.pages} pages" if axis == "Z" else f"{count} {kind}s"
             return f"{named.name} has {several}, but is said to be {kind} {getattr(named, kind)}"
     return ""
+
+
+def _resampled(
+    shots: Mapping[FieldKey, Sequence[Shot]], sizes: Mapping[int, Size], headers: Mapping[Path, Kind],
+    edges: Mapping[Path, Edges],
+) -> tuple[dict[FieldKey, list[Shot]], dict[Path, Kind], dict[Path, Edges]]:  # fmt: skip
+    """Returns the shots with what is to be resampled, headers as stored, and edges of all other pixels.
+
+    `sizes`: channel number -> size to which its images are resampled.
+    """
+    sized_shots = {
+        key: [replace(shot, file=export.sized(shot.file, sizes)) for shot in field_shots]
+        for key, field_shots in shots.items()
+    }
+    files = {
+        shot.file.path: shot.file
+        for field_shots in sized_shots.values()
+        for shot in field_shots
+        if shot.file.size
+    }
+    size = next(headers[path][0] for path in headers if path not in files)
+    stored_headers = export.as_stored(headers, files.values(), size)
+    return sized_shots, stored_headers, {path: edge for path, edge in edges.items() if path not in files}
+
+
+def _all_pages(
+    named_files: Sequence[Named], metadata: Mapping[Path, TiffMetadata], root: Path, channels: Collection[str]
+) -> list[_Page]:
+    """Returns the planes of all files; one that cannot be read has those that most of its channel have."""
+    usual_layouts = _usual_layouts(named_files, metadata, root)
+    by_files = not any(named.time for named in named_files)  # names state no times
+    return [
+        page
+        for named in named_files
+        for page in _pages(
+            named, metadata.get(root / named.name) or usual_layouts.get(named.channel), channels, by_files
+        )
+    ]
 
 
 def _usual_layouts(
